@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Kubernetes operator: RLJob in, hybrid pods out."""

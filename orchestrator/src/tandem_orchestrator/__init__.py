@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The central master: prompts, replay buffer, rewards and phase decisions."""
