@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a container is told by its pod template: names are written here once, for those who set and those who read."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tandem_api.errors import Problem, UserError
+from tandem_api.spec import RLJobSpec
+
+JOB_FILE = "TANDEM_JOB_FILE"
+SECRETS_DIR = "TANDEM_SECRETS_DIR"
+ETCD_ENDPOINTS = "TANDEM_ETCD_ENDPOINTS"
+ORCHESTRATOR_URL = "TANDEM_ORCHESTRATOR_URL"
+RUN_DIR = "TANDEM_RUN_DIR"
+STATE_DIR = "TANDEM_STATE_DIR"
+CHECKPOINT_DIR = "TANDEM_CHECKPOINT_DIR"
+POD_NAME = "TANDEM_POD_NAME"
+POD_UID = "TANDEM_POD_UID"
+POD_IP = "TANDEM_POD_IP"
+RENDEZVOUS = "TANDEM_RENDEZVOUS"
+LOG_FORMAT = "TANDEM_LOG_FORMAT"
+COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
+
+ORCHESTRATOR_PORT = 8080
+METRICS_PORT = 9400
+RENDEZVOUS_PORT = 29400
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One RLJob as its processes see it."""
+
+    namespace: str
+    name: str
+    uid: str
+    spec: RLJobSpec
+
+    @staticmethod
+    def read(path: Path) -> "Job":
+        """Read the mounted job file.
+
+        Raises:
+            UserError: the file is missing or is not a job.
+        """
+        try:
+            raw = json.loads(path.read_text())
+            return Job(raw["namespace"], raw["name"], raw["uid"], RLJobSpec.model_validate(raw["spec"]))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(Problem(str(path), f"is not a readable job file: {error}")) from error
+
+    def dump(self) -> str:
+        """The job file's text."""
+        spec = self.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return json.dumps({"namespace": self.namespace, "name": self.name, "uid": self.uid, "spec": spec}, indent=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """What proves a process to be part of its job. Never logged: ``repr`` hides the values."""
+
+    token: str
+    etcd_username: str | None = None
+    etcd_password: str | None = None
+
+    def __repr__(self) -> str:
+        return "Secrets(…)"
+
+    @staticmethod
+    def read(directory: Path) -> "Secrets":
+        """Read the mounted Secret: ``token``, and ``etcd-username`` and ``etcd-password`` where etcd asks for them."""
+
+        def text(name: str) -> str | None:
+            file = directory / name
+            return file.read_text().strip() if file.exists() else None
+
+        token = text("token")
+        if not token:
+            raise UserError(Problem(str(directory / "token"), "is missing or empty; the job's Secret holds it"))
+        return Secrets(token, text("etcd-username"), text("etcd-password"))
+
+
+class Environment:
+    """Typed access to the variables above.
+
+    >>> Environment({"TANDEM_RUN_DIR": "/run/tandem"}).path(RUN_DIR)
+    PosixPath('/run/tandem')
+    """
+
+    def __init__(self, variables: Mapping[str, str] = os.environ) -> None:
+        self._variables = variables
+
+    def text(self, name: str) -> str:
+        """The variable's value.
+
+        Raises:
+            UserError: it is not set.
+        """
+        try:
+            return self._variables[name]
+        except KeyError:
+            raise UserError(Problem(name, "is not set; the pod template of this job sets it")) from None
+
+    def path(self, name: str) -> Path:
+        return Path(self.text(name))
+
+    def number(self, name: str) -> int:
+        return int(self.text(name))
+
+    def job(self) -> Job:
+        return Job.read(self.path(JOB_FILE))
+
+    def secrets(self) -> Secrets:
+        return Secrets.read(self.path(SECRETS_DIR))
+
+    def etcd_endpoints(self) -> tuple[str, ...]:
+        return tuple(self.text(ETCD_ENDPOINTS).split(","))
