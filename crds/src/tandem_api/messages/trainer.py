@@ -5,7 +5,7 @@ Every local rank gets the same command; what they do is collective. A command na
 of the same epoch, sent again after a lost connection, is answered from what was done the first time.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -39,12 +39,16 @@ class TrainStep(Message):
 
 
 class Export(Message):
-    """Serve the weights as ``weight_version`` to the engine workers of this pod, then let go of them."""
+    """Serve the weights as ``weight_version`` to the engine workers of this pod, then let go of them.
+
+    The reply's ``probe_logprobs`` are the trainer's log-probs of ``probe[1:]``, for comparison with the engine's.
+    """
 
     command: Literal["export"] = "export"
     epoch: int
     weight_version: int
     timeout: float
+    probe: tuple[int, ...] = ()
 
 
 class Checkpoint(Message):
@@ -79,4 +83,4 @@ class TrainerReply(Message):
     seconds: dict[str, float] = {}
     digest: str | None = None
     path: str | None = None
-    detail: dict[str, Any] = {}
+    probe_logprobs: tuple[float, ...] = ()

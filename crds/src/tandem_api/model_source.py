@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The directory with config.json and tokenizer that engine, trainer and orchestrator read a model from.
+
+Most models come with one. The source ``random`` has none, so it is written here: each process writes its own copy,
+byte for byte the same, and none of them needs a shared volume for it.
+"""
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tandem_api.errors import Problem, UserError
+from tandem_api.spec.model import CharacterTokenizer, DType, ModelSpec, RandomSource
+
+PAD = "<pad>"
+EOS = "<eos>"
+SPECIAL_TOKENS = (PAD, EOS)
+
+_REGEX_SPECIAL = re.compile(r"([\\.+*?()|\[\]{}^$])")
+
+
+def model_directory(model: ModelSpec, scratch: Path) -> Path:
+    """What the libraries load config and tokenizer of ``model`` from.
+
+    A directory, except for a hub id, which is returned as it is (``str()`` gives the id; its revision is in
+    ``model.source.hf.revision``). A random model is written below ``scratch``.
+    """
+    source = model.source
+    if source.random is not None:
+        return materialise(source.random, scratch / "model", model.dtype)
+    if source.checkpoint is not None:
+        return Path(source.checkpoint.hf)
+    if source.hf is None:
+        raise UserError(Problem("spec.model.source", "set exactly one of hf, checkpoint, random"))
+    return Path(source.hf.path)
+
+
+def materialise(source: RandomSource, directory: Path, dtype: DType) -> Path:
+    """Write config.json, tokenizer.json, tokenizer_config.json and generation_config.json, and return ``directory``.
+
+    The same source gives the same bytes. Files appear whole, so several processes may write the same directory.
+
+    Raises:
+        UserError: the config cannot belong to this tokenizer (see :func:`random_source_problems`).
+    """
+    if problems := random_source_problems(source):
+        raise UserError(*problems)
+    directory.mkdir(parents=True, exist_ok=True)
+    config = _config(source, dtype)
+    tokens = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    files: dict[str, dict[str, Any]] = {
+        "config.json": config,
+        "generation_config.json": {name: number for name, number in tokens.items() if number is not None},
+        "tokenizer.json": _tokenizer(source.tokenizer),
+        "tokenizer_config.json": _tokenizer_config(config),
+    }
+    for name, content in files.items():
+        _write(directory / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return directory
+
+
+def random_source_problems(source: RandomSource, where: str = "spec.model.source.random") -> list[Problem]:
+    """What no schema can say of a config in Hugging Face's own format, and of the tokenizer made for it."""
+    problems = [
+        Problem(f"{where}.config.{name}", f"is missing; a config.json says {meaning}")
+        for name, meaning in (("model_type", "its family, for example qwen3"), ("architectures", "the model's class"))
+        if not source.config.get(name)
+    ]
+    size = len(vocabulary(source.tokenizer))
+    given = source.config.get("vocab_size")
+    if given is not None and (not isinstance(given, int) or given < size):
+        problems.append(
+            Problem(
+                f"{where}.config.vocab_size", f"must be at least {size}, the tokens of the tokenizer; found {given}"
+            )
+        )
+    problems += [
+        Problem(f"{where}.tokenizer.words[{index}]", f"{word!r} is a special token already; leave it out")
+        for index, word in enumerate(source.tokenizer.words)
+        if word in SPECIAL_TOKENS
+    ]
+    return problems
+
+
+def vocabulary(tokenizer: CharacterTokenizer) -> dict[str, int]:
+    """Token ids: the special tokens, then the characters, then the words, each in the order given, each once."""
+    tokens = dict.fromkeys((*SPECIAL_TOKENS, *tokenizer.characters, *tokenizer.words))
+    return {token: number for number, token in enumerate(tokens)}
+
+
+def _config(source: RandomSource, dtype: DType) -> dict[str, Any]:
+    tokens = vocabulary(source.tokenizer)
+    from_tokenizer = {
+        "vocab_size": len(tokens),
+        "bos_token_id": None,
+        "eos_token_id": tokens[EOS],
+        "pad_token_id": tokens[PAD],
+    }
+    return {**from_tokenizer, **source.config, "dtype": dtype.value}
+
+
+def _tokenizer(tokenizer: CharacterTokenizer) -> dict[str, Any]:
+    """A tokenizer.json. A character outside the vocabulary is an error on encoding, never silently dropped."""
+    tokens = vocabulary(tokenizer)
+    words = sorted(set(tokenizer.words), key=lambda word: (-len(word), word))
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added_token(token, tokens[token]) for token in SPECIAL_TOKENS],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Split",
+            # An alternation takes its first match, so longer words come first.
+            "pattern": {"Regex": "|".join([*map(_escape, words), r"[\s\S]"])},
+            "behavior": "Isolated",
+            "invert": False,
+        },
+        "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": tokens, "unk_token": "<unk>"},
+    }
+
+
+def _added_token(token: str, number: int) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {"id": number, "content": token, **flags}
+
+
+def _tokenizer_config(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": PAD,
+        "eos_token": EOS,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": config.get("max_position_embeddings", 10**9),
+    }
+
+
+def _escape(word: str) -> str:
+    # Not re.escape: it also escapes spaces and newlines, which other regular expression engines refuse.
+    return _REGEX_SPECIAL.sub(r"\\\1", word)
+
+
+def _write(path: Path, text: str) -> None:
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    Path(name).chmod(0o644)
+    Path(name).replace(path)
