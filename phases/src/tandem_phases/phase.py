@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The phase record: read by all, moved by the leader alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tandem_api.keys import JobKeys
+from tandem_api.messages.phases import PhaseRecord
+from tandem_phases.leadership import Leadership
+from tandem_phases.store import Entry, Store, Unchanged
+
+
+@dataclass(frozen=True, slots=True)
+class SeenPhase:
+    """A phase record and the fence that writes based on it must carry."""
+
+    record: PhaseRecord
+    fence: Unchanged
+
+
+def current(entries: Mapping[str, Entry], keys: JobKeys) -> SeenPhase | None:
+    """The phase in a mirror's entries."""
+    entry = entries.get(keys.phase)
+    if entry is None:
+        return None
+    return SeenPhase(PhaseRecord.model_validate_json(entry.value), Unchanged(keys.phase, entry.modified))
+
+
+async def move(
+    store: Store, keys: JobKeys, leadership: Leadership, previous: SeenPhase | None, record: PhaseRecord
+) -> SeenPhase:
+    """Write the next phase, if we still lead and nobody moved it since ``previous``.
+
+    Raises:
+        Fenced: we do not lead any more, or the phase is another one.
+        TryAgain: etcd is away.
+    """
+    expected = previous.fence if previous else Unchanged(keys.phase, 0)
+    written = await store.commit((leadership.fence, expected), {keys.phase: record.wire()})
+    return SeenPhase(record, Unchanged(keys.phase, written))

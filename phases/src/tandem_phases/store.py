@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""etcd, as much of it as Tandem uses: reads, leases, watches and compare-and-write transactions."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import aetcd
+import structlog
+from aetcd import exceptions as etcd_errors
+
+from tandem_api.errors import Fenced, TryAgain
+
+log = structlog.get_logger()
+
+REQUEST_TIMEOUT = 5.0
+COMMIT_ATTEMPTS = 3
+_GRPC_OPTIONS = {
+    "grpc.keepalive_time_ms": 5000,
+    "grpc.keepalive_timeout_ms": 3000,
+    "grpc.keepalive_permit_without_calls": 1,
+    "grpc.http2.max_pings_without_data": 0,
+    "grpc.max_reconnect_backoff_ms": 2000,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One key as read. ``created`` and ``modified`` are etcd revisions."""
+
+    key: str
+    value: str
+    created: int
+    modified: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """A key must still have this modification revision (0: must not exist)."""
+
+    key: str
+    modified: int
+
+
+@dataclass(frozen=True, slots=True)
+class SameHolder:
+    """A key must still be the one created at this revision: deleted and created again is another."""
+
+    key: str
+    created: int
+
+
+Condition = Unchanged | SameHolder
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a watch saw: ``entry`` is None where the key was deleted."""
+
+    key: str
+    entry: Entry | None
+    revision: int
+
+
+class Lease:
+    """A lease that is renewed in the background until :meth:`revoke` or until it is lost.
+
+    Once :attr:`lost` is set it stays set: whoever held it must stop writing. It is set early rather than late: when
+    the time to live has passed on this process's own monotonic clock without a renewal, whatever etcd may still think.
+    """
+
+    def __init__(self, store: "Store", lease_id: int, ttl: float) -> None:
+        self._store = store
+        self.id = lease_id
+        self._ttl = ttl
+        self.lost = asyncio.Event()
+        self._renewed = time.monotonic()
+        self._renewing = asyncio.create_task(self._renew(), name="etcd lease renewal")
+
+    async def _renew(self) -> None:
+        while time.monotonic() - self._renewed < self._ttl:
+            await asyncio.sleep(self._ttl / 4)
+            asked = time.monotonic()
+            try:
+                remaining = await self._store.renew(self.id)
+            except TryAgain as error:
+                log.warning("etcd did not renew the lease", error=str(error))
+                continue
+            if remaining <= 0:
+                break
+            self._renewed = asked
+        self.lost.set()
+
+    async def revoke(self) -> None:
+        """Give the lease back: its keys disappear at once."""
+        self._renewing.cancel()
+        self.lost.set()
+        await self._store.revoke(self.id)
+
+
+class Store:
+    """A connection to etcd.
+
+    Every call raises :class:`TryAgain` when etcd cannot be reached in time; the next call connects again, to the
+    next endpoint. Use as ``async with Store(endpoints) as store``.
+    """
+
+    def __init__(
+        self,
+        endpoints: tuple[str, ...],
+        username: str | None = None,
+        password: str | None = None,
+        timeout: float = REQUEST_TIMEOUT,
+    ) -> None:
+        self._endpoints = endpoints
+        self._credentials = {"username": username, "password": password} if username else {}
+        self._timeout = timeout
+        self._attempt = 0
+        self._client: aetcd.Client | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._disconnect()
+
+    async def _connect(self) -> aetcd.Client:
+        if self._client is None:
+            host, _, port = self._endpoints[self._attempt % len(self._endpoints)].rpartition(":")
+            self._client = aetcd.Client(
+                host=host, port=int(port), timeout=self._timeout, options=_GRPC_OPTIONS, **self._credentials
+            )
+        await self._client.connect()
+        return self._client
+
+    async def _disconnect(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def _call[T](self, operation: Callable[[aetcd.Client], Awaitable[T]]) -> T:
+        try:
+            async with asyncio.timeout(2 * self._timeout):
+                return await operation(await self._connect())
+        except (etcd_errors.ClientError, TimeoutError) as error:
+            self._attempt += 1
+            if isinstance(error, etcd_errors.UnauthenticatedError | etcd_errors.ConnectionFailedError | TimeoutError):
+                await self._disconnect()
+            raise TryAgain(f"etcd did not answer: {error or type(error).__name__}") from error
+
+    async def get(self, key: str) -> Entry | None:
+        """The key as it is now."""
+        found = await self._call(lambda client: client.get(key.encode()))
+        return _entry(found) if found is not None else None
+
+    async def list(self, prefix: str) -> tuple[dict[str, Entry], int]:
+        """All keys under a prefix, and the revision at which this was so."""
+        found = await self._call(lambda client: client.get_prefix(prefix.encode()))
+        entries = {entry.key: entry for entry in map(_entry, found)}
+        return entries, found.header.revision
+
+    async def put(self, key: str, value: str, lease: Lease | None = None) -> int:
+        """Write without a condition; returns the revision of the write."""
+        reply = await self._call(lambda client: client.put(key.encode(), value.encode(), lease=lease and lease.id))
+        return int(reply.header.revision)
+
+    async def commit(
+        self, conditions: tuple[Condition, ...], puts: Mapping[str, str], lease: Lease | None = None
+    ) -> int:
+        """Write all of ``puts`` if all conditions hold; returns the revision at which it happened.
+
+        A lost reply leaves open whether it was written; the same transaction is then tried until etcd says, and a
+        refusal is only believed if the keys do not hold our values already.
+
+        Raises:
+            Fenced: a condition did not hold; nothing was written.
+            TryAgain: etcd did not answer within three tries.
+        """
+
+        async def transact(client: aetcd.Client) -> tuple[bool, int]:
+            ops = client.transactions
+            reply = await client.transaction(
+                compare=[_comparison(ops, condition) for condition in conditions],
+                success=[
+                    ops.put(key.encode(), value.encode(), lease=lease and lease.id) for key, value in puts.items()
+                ],
+                failure=[],
+            )
+            succeeded, responses = reply
+            return succeeded, responses[0].response_put.header.revision if succeeded else 0
+
+        for attempt in itertools.count(1):
+            try:
+                succeeded, revision = await self._call(transact)
+            except TryAgain:
+                if attempt == COMMIT_ATTEMPTS:
+                    raise
+                continue
+            if succeeded:
+                return revision
+            if attempt > 1 and (written := await self._already_written(puts)):
+                return written
+            break
+        raise Fenced(
+            f"etcd refused the write of {', '.join(puts)}: {' and '.join(map(str, conditions))} no longer holds"
+        )
+
+    async def _already_written(self, puts: Mapping[str, str]) -> int | None:
+        found = [await self.get(key) for key in puts]
+        if all(entry is not None and entry.value == puts[entry.key] for entry in found):
+            return max(entry.modified for entry in found if entry is not None)
+        return None
+
+    async def delete_prefix(self, prefix: str) -> None:
+        await self._call(lambda client: client.delete_prefix(prefix.encode()))
+
+    async def lease(self, ttl: float) -> Lease:
+        """A new lease of ``ttl`` seconds, renewed in the background."""
+        granted = await self._call(lambda client: client.lease(int(ttl)))
+        return Lease(self, granted.id, ttl)
+
+    async def renew(self, lease_id: int) -> int:
+        """Renew a lease once; returns the seconds it now has (0: it is gone)."""
+        reply = await self._call(lambda client: client.refresh_lease(lease_id))
+        return int(reply.TTL) if reply is not None else 0
+
+    async def revoke(self, lease_id: int) -> None:
+        try:
+            await self._call(lambda client: client.revoke_lease(lease_id))
+        except TryAgain as error:
+            log.warning("etcd did not take the lease back; it will expire", error=str(error))
+
+    @asynccontextmanager
+    async def watch(self, prefix: str, after: int) -> AsyncIterator[AsyncIterator[Change]]:
+        """Changes under a prefix, from the revision that follows ``after``.
+
+        Raises:
+            TryAgain: the watch broke (etcd gone, history compacted); list again and watch from there.
+        """
+        watch = await self._call(lambda client: client.watch_prefix(prefix.encode(), start_revision=after + 1))
+        try:
+            yield self._changes(watch)
+        finally:
+            await _quietly(watch.cancel())
+
+    async def _changes(self, watch: Any) -> AsyncIterator[Change]:
+        try:
+            async for event in watch:
+                entry = _entry(event.kv) if event.kind is aetcd.EventKind.PUT else None
+                yield Change(event.kv.key.decode(), entry, event.kv.mod_revision)
+        except etcd_errors.ClientError as error:
+            await self._disconnect()
+            raise TryAgain(f"the watch on etcd broke: {error}") from error
+        raise TryAgain("etcd closed the watch")
+
+
+async def _quietly(cancelling: Awaitable[None]) -> None:
+    try:
+        async with asyncio.timeout(1.0):
+            await cancelling
+    except (etcd_errors.ClientError, TimeoutError, KeyError) as error:
+        log.debug("a watch was already gone when it was cancelled", error=repr(error))
+
+
+def _entry(found: Any) -> Entry:
+    return Entry(found.key.decode(), found.value.decode(), found.create_revision, found.mod_revision)
+
+
+def _comparison(ops: Any, condition: Condition) -> Any:
+    if isinstance(condition, Unchanged):
+        return ops.mod(condition.key.encode()) == condition.modified
+    return ops.create(condition.key.encode()) == condition.created
