@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the sidecar together from its environment: ``python -m tandem_sidecar``."""
+
+import asyncio
+import signal
+import sys
+import uuid
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from tandem_api import environment as names
+from tandem_api.environment import Environment
+from tandem_api.errors import TandemError
+from tandem_api.keys import JobKeys
+from tandem_api.logs import configure
+from tandem_api.messages.phases import Member
+from tandem_api.model_source import model_directory
+from tandem_phases.store import Store
+from tandem_sidecar.engine import Engine
+from tandem_sidecar.memory import DeviceMemory
+from tandem_sidecar.rollouts import Rollouts
+from tandem_sidecar.switch import Switch
+from tandem_sidecar.trainer_client import TrainerClient
+from tandem_sidecar.work_client import WorkClient
+from tandem_sidecar.worker import Worker
+
+log = structlog.get_logger()
+
+
+async def serve_health(address: str) -> web.AppRunner:
+    """``GET /healthz``: this process is up. It answers long before vLLM does, so that the trainer starts beside it."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    app = web.Application(client_max_size=1024)
+    app.router.add_get("/healthz", healthz)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, address, names.SIDECAR_PORT).start()
+    return runner
+
+
+async def sidecar(env: Environment) -> None:
+    """Run until SIGTERM: join the job, take part in its phases, end the engine."""
+    job, secrets = env.job(), env.secrets()
+    member = Member(
+        index=env.number(names.COMPLETION_INDEX),
+        pod=env.text(names.POD_NAME),
+        uid=env.text(names.POD_UID),
+        incarnation=uuid.uuid4().hex,
+        address=env.text(names.POD_IP),
+    )
+    run_dir = env.path(names.RUN_DIR)
+    model = model_directory(job.spec.model, run_dir / "model")
+    async with AsyncExitStack() as stack:
+        runner = await serve_health(member.address)
+        stack.push_async_callback(runner.cleanup)
+        store = await stack.enter_async_context(
+            Store(env.etcd_endpoints(), secrets.etcd_username, secrets.etcd_password)
+        )
+        work = await stack.enter_async_context(WorkClient(env.text(names.ORCHESTRATOR_URL), secrets.token))
+        engine = Engine(job, Path(model), run_dir)
+        stack.push_async_callback(engine.close)
+        rollouts = Rollouts(member.index, member.incarnation, engine.client, work, job.spec.engine.max_concurrent)
+        memory = DeviceMemory() if job.spec.hybrid.accelerators else None
+        trainer = TrainerClient(run_dir, job.spec.ranks_per_pod)
+        switch = Switch(job, run_dir, Path(model), engine, trainer, rollouts, memory)
+        worker = Worker(store, JobKeys(job.namespace, job.name, job.uid), member, switch)
+        await until_terminated(worker)
+        await rollouts.drain()
+
+
+async def until_terminated(worker: Worker) -> None:
+    """Run the worker until SIGTERM or SIGINT; an error of its own ends it as well."""
+    terminated = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, terminated.set)
+    working = asyncio.create_task(worker.run())
+    ending = asyncio.create_task(terminated.wait())
+    await asyncio.wait([working, ending], return_when=asyncio.FIRST_COMPLETED)
+    if working.done():
+        working.result()
+    working.cancel()
+    await asyncio.wait([working])
+
+
+def run() -> None:
+    env = Environment()
+    configure(process="sidecar", pod=env.text(names.POD_NAME))
+    try:
+        asyncio.run(sidecar(env))
+    except TandemError as error:
+        log.error("the sidecar ends", error=str(error))
+        sys.exit(1)

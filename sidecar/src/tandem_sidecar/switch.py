@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A member's part of each phase: who holds the device, and how it changes hands (phases.md, handoff.md)."""
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from tandem_api.environment import Job
+from tandem_api.errors import MemberFailed, TryAgain
+from tandem_api.messages.phases import PhaseRecord
+from tandem_api.messages.trainer import Checkpoint, Export, FinishRun, Load, TrainerReply, TrainStep, Warmup
+from tandem_api.spec.hybrid import Release
+from tandem_sidecar.engine import Engine
+from tandem_sidecar.memory import DeviceMemory
+from tandem_sidecar.probe import compare, probe_tokens
+from tandem_sidecar.rollouts import Rollouts
+from tandem_sidecar.steps import Part
+from tandem_sidecar.trainer_client import TrainerClient
+
+log = structlog.get_logger()
+
+
+class Switch:
+    """The steps of every phase, for one member.
+
+    Each method does the member's whole part of the phase it is named after, on a :class:`Part` that ends up in the
+    ack. They raise :class:`MemberFailed` or :class:`TryAgain` when the part could not be done.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        run_dir: Path,
+        model: Path,
+        engine: Engine,
+        trainer: TrainerClient,
+        rollouts: Rollouts,
+        memory: DeviceMemory | None,
+    ) -> None:
+        self._job = job
+        self._run_dir = run_dir
+        self._engine = engine
+        self._trainer = trainer
+        self._rollouts = rollouts
+        self._memory = memory
+        self._probe = probe_tokens(model, job.spec.seed)
+        self._deadlines = job.spec.schedule.phase_deadlines
+
+    async def start(self, record: PhaseRecord, part: Part) -> None:
+        """Bring the engine up with the device to itself, release it, then let the trainer load."""
+        with part.step("drain"):
+            await self._drain_if_alive()
+        await self._ensure_engine(part)
+        await self.release(record, part)
+        with part.step("load"):
+            command = Load(epoch=record.epoch, checkpoint=record.checkpoint)
+            reply = await self._trainer.ask(command, self._deadlines.start)
+        _take(part, reply)
+
+    async def _drain_if_alive(self) -> None:
+        """What a living engine has generated is brought back; a dead one has nothing."""
+        try:
+            await self._rollouts.drain()
+        except (TryAgain, MemberFailed) as error:
+            log.warning("the engine's unfinished work is lost with it", error=str(error))
+
+    async def _ensure_engine(self, part: Part) -> None:
+        """An engine whose core answers, started afresh if there is none."""
+        if self._engine.running:
+            try:
+                await self._engine.client.handoff_reports()
+            except (TryAgain, MemberFailed) as error:
+                log.warning("the engine's core is dead; it is started again", error=str(error))
+                await self._engine.stop()
+        if not self._engine.running:
+            with part.step("engineStart"):
+                await self._engine.start(self._deadlines.start)
+                await self._engine.client.prepare_handoff(self._run_dir)
+
+    async def rollout(self, record: PhaseRecord, part: Part) -> None:
+        """Generate until the phase moves on: only a failing engine ends this."""
+        raise MemberFailed(await self._rollouts.generate(record.epoch))
+
+    async def release(self, record: PhaseRecord, part: Part) -> None:
+        """Abort what runs keeping its tokens, free the engine's memory, and measure what is left."""
+        with part.step("drain"):
+            part.measured["cutShort"] = float(await self._rollouts.drain())
+        part.measured["residualBytes"] = 0.0
+        policy = self._job.spec.engine.release
+        if self._memory is None or policy is Release.KEEP:
+            return
+        part.measured["bytesBefore"] = float(self._memory.used())
+        if policy is Release.SLEEP:
+            with part.step("sleep"):
+                await self._engine.client.sleep()
+        residual = self._memory.used()
+        if policy is Release.STOP or residual > self._job.spec.engine.release_budget:
+            log.warning("the engine is stopped to free the device", residual=residual, policy=policy)
+            with part.step("stop"):
+                await self._engine.stop()
+            residual = self._memory.used()
+        part.measured["residualBytes"] = float(residual)
+
+    async def warmup(self, record: PhaseRecord, part: Part) -> None:
+        with part.step("warmup"):
+            reply = await self._trainer.ask(Warmup(epoch=record.epoch, save=record.save), self._deadlines.warmup)
+        _take(part, reply)
+
+    async def train(self, record: PhaseRecord, part: Part) -> None:
+        command = TrainStep(
+            epoch=record.epoch,
+            iteration=record.iteration,
+            weight_version=record.weight_version,
+            save=record.save,
+        )
+        with part.step("train"):
+            reply = await self._trainer.ask(command, self._deadlines.train)
+        _take(part, reply)
+
+    async def handoff(self, record: PhaseRecord, part: Part) -> None:
+        """Weights from trainer to engine, bucket by bucket, then proof that they arrived."""
+        timeout = self._deadlines.handoff
+        client = self._engine.client
+        await self._ensure_engine(part)
+        if self._memory is not None:
+            with part.step("wakeWeights"):
+                await client.wake_up("weights")
+        export = Export(epoch=record.epoch, weight_version=record.weight_version, timeout=timeout, probe=self._probe)
+        with part.step("transfer"):
+            try:
+                async with asyncio.TaskGroup() as group:
+                    exporting = group.create_task(self._trainer.ask(export, timeout))
+                    group.create_task(self._receive(record.weight_version, timeout))
+            except ExceptionGroup as failures:
+                raise MemberFailed("; ".join(str(failure) for failure in failures.exceptions)) from failures
+        _take(part, exporting.result())
+        await self._prove(record, part, exporting.result())
+
+    async def _receive(self, version: int, timeout: float) -> None:
+        client = self._engine.client
+        await client.start_update()
+        await client.receive(version, timeout)
+
+    async def _prove(self, record: PhaseRecord, part: Part, exported: TrainerReply) -> None:
+        client = self._engine.client
+        with part.step("finish"):
+            await client.finish_update(record.weight_version)
+        with part.step("verify"):
+            reports = await client.handoff_reports()
+        for report in reports:
+            if not report.in_service or report.digest != exported.digest:
+                raise MemberFailed(
+                    f"an engine worker holds weights with digest {report.digest}, the trainer sent {exported.digest}: "
+                    f"{report.error or 'they differ'}"
+                )
+        part.digest = exported.digest
+        part.measured["bytes"] = float(reports[0].bytes)
+        part.measured["tensors"] = float(reports[0].tensors)
+        if self._memory is not None:
+            with part.step("wakeCache"):
+                await client.wake_up("kv_cache")
+        with part.step("probe"):
+            await client.resume()
+            scored = await client.score(self._probe)
+        part.measured["probeDifference"] = compare(exported.probe_logprobs, scored, self._job.spec.model.dtype)
+
+    async def suspended(self, record: PhaseRecord, part: Part) -> None:
+        with part.step("drain"):
+            await self._drain_if_alive()
+        with part.step("checkpoint"):
+            command = Checkpoint(epoch=record.epoch, iteration=record.iteration)
+            reply = await self._trainer.ask(command, self._deadlines.train)
+        _take(part, reply)
+
+    async def succeeded(self, record: PhaseRecord, part: Part) -> None:
+        command = FinishRun(epoch=record.epoch, export=self._job.spec.checkpoint.export)
+        with part.step("export"):
+            reply = await self._trainer.ask(command, self._deadlines.train)
+        _take(part, reply)
+        with part.step("stop"):
+            await self._engine.stop()
+
+
+def _take(part: Part, reply: TrainerReply) -> None:
+    """What the trainer measured becomes part of the ack."""
+    part.measured.update(reply.measured)
+    part.measured.update({f"{name}Seconds": seconds for name, seconds in reply.seconds.items()})
+    part.checkpoint = reply.path or part.checkpoint
