@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The accelerator that training runs on, or a stand-in for one on a machine that has none.
+
+Megatron-core names ``cuda`` throughout. On a CPU a small function mode turns those names into the CPU, so that
+everything above this module is the same code on both.
+"""
+
+import gc
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+class CudaOnCpu(TorchFunctionMode):
+    """Runs code written for CUDA on a CPU. Holds for the thread that entered it, as torch's modes do."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.pin_memory:
+            # A pinned copy is a copy: the identity would alias it, and freeing the original would lose both.
+            return args[0].clone()
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            # Megatron tells dtypes of a device apart by names such as torch.cuda.FloatTensor.
+            return func(*args).replace("torch.", "torch.cuda.", 1)
+        if func is torch.Tensor.to:
+            args = tuple(_on_cpu(argument) for argument in args)
+        if "device" in kwargs:
+            kwargs["device"] = _on_cpu(kwargs["device"])
+        return func(*args, **kwargs)
+
+
+def _on_cpu(argument: Any) -> Any:
+    if isinstance(argument, (str, torch.device)) and "cuda" in str(argument):
+        return torch.device("cpu")
+    return argument
+
+
+class _NoStream:
+    """What a CPU has in place of a CUDA stream: everything is in order already."""
+
+    def wait_event(self, event: object) -> None: ...
+
+    def wait_stream(self, stream: object) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+class Device:
+    """What a rank computes on: ``torch_device``, and how to leave it to the engine and come back.
+
+    On a CPU there is one memory for all, and leaving is nothing.
+    """
+
+    def __init__(self, torch_device: torch.device) -> None:
+        self.torch_device = torch_device
+        self.accelerated = torch_device.type == "cuda"
+
+    @property
+    def backend(self) -> str:
+        """torch.distributed's name for what this device communicates over."""
+        return "cpu:gloo,cuda:nccl" if self.accelerated else "gloo"
+
+    def offload(self, model: list[Any], optimizer: Any, *, weights: bool) -> None:
+        """Free the gradients, the optimizer's state and, if asked, the ``weights`` of this device."""
+        if not self.accelerated:
+            return
+        for chunk in model:
+            for buffer in chunk.buffers + chunk.expert_parallel_buffers:
+                buffer.offload_to_cpu(move_params=weights, move_grads=True)
+        optimizer.offload_to_cpu()
+        torch.cuda.synchronize()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def onload(self, model: list[Any], optimizer: Any) -> None:
+        """Bring everything back that :meth:`offload` moved. Gradients come back as zeros."""
+        if not self.accelerated:
+            return
+        for chunk in model:
+            for buffer in chunk.buffers + chunk.expert_parallel_buffers:
+                buffer.reload_from_cpu(move_params=True, move_grads=True)
+        optimizer.restore_from_cpu()
+        torch.cuda.synchronize()
+
+
+@contextmanager
+def activate(local_rank: int) -> Iterator[Device]:
+    """Take this rank's device for the calling thread.
+
+    Without an accelerator this patches the few functions of ``torch.cuda`` that no function mode can see, for the
+    whole process: it is meant for a process that does nothing but train.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        yield Device(torch.device("cuda", local_rank))
+        return
+    # torch.compile needs a C++ compiler on a CPU, and images have none.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    torch.cuda.current_device = lambda: torch.device("cpu")
+    torch.cuda.synchronize = lambda device=None: None
+    torch.cuda.current_stream = lambda device=None: _NoStream()
+    with CudaOnCpu():
+        from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
+
+        CudaRNGStatesTracker.fork = lambda self, name="": nullcontext()
+        yield Device(torch.device("cpu"))

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Process groups of the ranks that torchrun started."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from tandem_trainer.device import Device
+
+
+class CollectiveFailed(RuntimeError):
+    """Some rank could not do its part of something collective; every rank raises this, with all their reasons."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the world is cut: ``tensor * pipeline * data`` ranks."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+
+    @property
+    def world(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+
+def initialise(device: Device, tensor: int, pipeline: int, seed: int, timeout: timedelta) -> Layout:
+    """Join the world that torchrun's environment names and cut it into groups.
+
+    Raises:
+        ValueError: tensor * pipeline does not divide the number of ranks.
+    """
+    world = int(os.environ["WORLD_SIZE"])
+    if world % (tensor * pipeline):
+        raise ValueError(
+            f"trainer.parallelism: tensor {tensor} x pipeline {pipeline} does not divide the {world} ranks of the job"
+        )
+    dist.init_process_group(device.backend, timeout=timeout)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor,
+        pipeline_model_parallel_size=pipeline,
+        create_gloo_process_groups=False,
+        distributed_timeout_minutes=max(1, int(timeout.total_seconds() // 60)),
+    )
+    if device.accelerated:
+        from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+        model_parallel_cuda_manual_seed(seed)
+    return Layout(tensor, pipeline, world // (tensor * pipeline))
+
+
+def destroy() -> None:
+    """Leave the groups and the world."""
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def agree(error: str | None) -> None:
+    """Go on only if no rank has an error. Collective over the world.
+
+    Raises:
+        CollectiveFailed: on every rank, if any rank brought an ``error``.
+    """
+    errors: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    failed = [f"rank {rank}: {reason}" for rank, reason in enumerate(errors) if reason]
+    if failed:
+        raise CollectiveFailed("; ".join(failed))
+
+
+def from_last_stage(value: Any) -> Any:
+    """``value`` as the last pipeline stage has it, on all stages."""
+    if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+        return value
+    box = [value]
+    group = parallel_state.get_pipeline_model_parallel_group()
+    dist.broadcast_object_list(box, src=parallel_state.get_pipeline_model_parallel_last_rank(), group=group)
+    return box[0]

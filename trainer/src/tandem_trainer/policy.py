@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy: a Megatron-core GPT model with DDP and its distributed optimizer, asked for log-probs of tokens."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+from megatron.core.transformer.module import Float16Module
+from tandem_api.spec.hybrid import Optimizer
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from tandem_trainer.bridge import WeightSource, build_bridge, build_stage
+from tandem_trainer.device import Device
+from tandem_trainer.microbatch import Microbatch
+from tandem_trainer.parallel import Layout
+from tandem_trainer.weights import FullWeights
+
+Loss = Callable[[Microbatch, Tensor], tuple[Tensor, dict[str, Tensor]]]
+
+
+class Policy:
+    """A model spread over ``layout``, with its optimizer.
+
+    Life cycle: built once (weights undefined), then :meth:`load`, then any number of :meth:`run` and :meth:`update`.
+    Everything here is collective over the world.
+    """
+
+    def __init__(
+        self,
+        hf_config: PretrainedConfig,
+        dtype: torch.dtype,
+        layout: Layout,
+        device: Device,
+        optimizer: Optimizer,
+        temperature: float = 1.0,
+    ) -> None:
+        self.hf_config = hf_config
+        self.layout = layout
+        self.device = device
+        self.temperature = temperature
+        self._bridge = build_bridge(hf_config, dtype, layout.tensor)
+        self._bridge.config.finalize_model_grads_func = _finalize
+        self.module = build_stage(self._bridge)
+        self.chunks = [_with_ddp(self.module, dtype)]
+        self.optimizer = get_megatron_optimizer(
+            _optimizer_config(optimizer, dtype), self.chunks, use_gloo_process_groups=False
+        )
+        self._full_weights: FullWeights | None = None
+
+    def load(self, source: WeightSource | Path) -> None:
+        """Take weights from a Hugging Face directory or any other source of full tensors."""
+        self._bridge.source = None if isinstance(source, Path) else source
+        with torch.no_grad():
+            self._bridge.load_weights([self.module], str(source), memory_efficient=True)
+        self.optimizer.reload_model_params()
+
+    def full_weights(self) -> FullWeights:
+        """The weights under Hugging Face names, gathered while iterating."""
+        self._full_weights = self._full_weights or FullWeights(self._bridge, self.module)
+        return self._full_weights
+
+    def run(self, microbatches: Sequence[Microbatch], loss: Loss, *, forward_only: bool) -> list[dict[str, Tensor]]:
+        """Forward (and backward) over this rank's microbatches; every rank must bring the same number.
+
+        ``loss`` gets a microbatch and its log-probs, float32 [b, s], and returns what to differentiate and what to
+        report. Gradients add up over microbatches and data parallel ranks, unscaled. The reports come back on the
+        last pipeline stage, in order; other stages get none.
+        """
+        for chunk in self.chunks:
+            chunk.train(not forward_only)
+            if not forward_only:
+                chunk.zero_grad_buffer()
+        with torch.set_grad_enabled(not forward_only):
+            reports: list[dict[str, Tensor]] = get_forward_backward_func()(
+                forward_step_func=partial(self._forward_step, loss),
+                data_iterator=iter(microbatches),
+                model=self.chunks,
+                num_microbatches=len(microbatches),
+                seq_length=1,
+                micro_batch_size=1,
+                forward_only=forward_only,
+            )
+        return reports
+
+    def update(self, learning_rate: float) -> float:
+        """Take an optimizer step with the gradients of the last :meth:`run`; returns their norm before clipping.
+
+        Raises:
+            FloatingPointError: the gradient has an infinite or undefined norm; the weights are as they were.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        succeeded, norm, _ = self.optimizer.step()
+        if not succeeded:
+            raise FloatingPointError("the gradient is not finite; nothing was updated")
+        self.optimizer.zero_grad()
+        return float(norm)
+
+    def _forward_step(self, loss: Loss, data: Iterator[Microbatch], model: Any) -> tuple[Tensor, Callable[..., Any]]:
+        microbatch = next(data)
+        output = model(
+            microbatch.inputs,
+            microbatch.positions,
+            None,
+            output_processor=self._log_probs,
+            output_processor_context=microbatch,
+        )
+
+        def on_last_stage(log_probs: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            value, report = loss(microbatch, log_probs)
+            return value, torch.zeros((), dtype=torch.int), report
+
+        return output, on_last_stage
+
+    def _log_probs(
+        self, *, hidden_states: Tensor, output_layer: Any, output_weight: Tensor | None, context: Microbatch, **_: Any
+    ) -> Tensor:
+        """Log-probs of the targets, float32 [b, s]; zero where the microbatch scores nothing.
+
+        Only scored positions go through the output layer: logits of prompts and padding are never made.
+        """
+        shape = context.inputs.shape
+        scored = context.scored
+        targets = context.targets.flatten()
+        if output_layer.sequence_parallel:
+            logits, _ = output_layer(hidden_states, weight=output_weight)
+            logits = logits.transpose(0, 1).flatten(0, 1)[scored, None]
+        else:
+            picked = hidden_states.transpose(0, 1).flatten(0, 1)[scored, None]
+            logits, _ = output_layer(picked, weight=output_weight)
+        logits = self._without_padding(logits)
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        log_probs = -vocab_parallel_cross_entropy(logits, targets[scored, None])
+        dense = torch.zeros(targets.shape, dtype=torch.float32, device=log_probs.device)
+        return dense.index_put((scored,), log_probs.squeeze(1).float()).view(shape)
+
+    def _without_padding(self, logits: Tensor) -> Tensor:
+        """Take the rows that pad the vocabulary out of the softmax."""
+        size = logits.shape[-1]
+        start = torch.distributed.get_rank(self._bridge.mpu.tp_group) * size
+        real = max(0, min(size, self._bridge.vocab_size - start))
+        if real == size:
+            return logits
+        padding = torch.arange(size, device=logits.device) >= real
+        return logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+
+
+def _with_ddp(module: Any, dtype: torch.dtype) -> Any:
+    config = module.config
+    return DistributedDataParallel(
+        config,
+        DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True),
+        Float16Module(config, module) if dtype is torch.bfloat16 else module,
+    )
+
+
+def reset_optimizer(optimizer: Any) -> None:
+    """Forget all moments and step counts, as a newly made optimizer would (section 2.3.2).
+
+    The state is zeroed in place: Megatron cannot save an optimizer that has none. Master weights are read again from
+    the model's, which is what a new optimizer does.
+    """
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for state in part.optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+    optimizer.reload_model_params()
+
+
+def _finalize(model: list[Any], num_tokens: Tensor | None, **kwargs: Any) -> None:
+    """Megatron's own, without its division by tokens: losses are weighed before they get here."""
+    finalize_model_grads(model, None, **kwargs)
+
+
+def _optimizer_config(settings: Optimizer, dtype: torch.dtype) -> OptimizerConfig:
+    return OptimizerConfig(
+        optimizer=settings.kind.value.lower(),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.beta1,
+        adam_beta2=settings.beta2,
+        adam_eps=settings.epsilon,
+        clip_grad=settings.clip_grad_norm,
+        bf16=dtype is torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=True,
+    )
