@@ -20,9 +20,9 @@ _BATCH = 1024
 class Rollouts:
     """Keeps the engine full while a Rollout lasts.
 
-    Life cycle: :meth:`generate` -> leases are pulled, generated and brought back -> :meth:`drain`. Invariant: a generated
-    token is in flight in the engine, in ``_unsent``, or on the orchestrator's disk; ``drain`` returns only once the
-    first two are empty.
+    Life cycle: :meth:`generate` -> leases are pulled, generated and brought back -> :meth:`drain`. Invariant: a
+    generated token is in flight in the engine, in ``_unsent``, or on the orchestrator's disk; ``drain`` returns only
+    once the first two are empty.
     """
 
     def __init__(self, index: int, incarnation: str, engine: EngineClient, work: WorkClient, most: int) -> None:
