@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An RLJob as Kubernetes objects: ``plan`` is a pure function, and local mode runs the pod templates it returns."""
+
+from dataclasses import dataclass
+
+from tandem_api.environment import Secrets
+from tandem_api.rljob import RLJobObject
+from tandem_operator.plan import accelerators, disruption, gang, monitoring, network, settings, storage
+from tandem_operator.plan.hybrid import hybrid_job
+from tandem_operator.plan.identity import Manifest
+from tandem_operator.plan.orchestrator import orchestrator_job
+from tandem_operator.plan.platform import Capabilities, Etcd, Gang, Images, Platform
+
+__all__ = ["Capabilities", "Etcd", "Gang", "Images", "Manifest", "Platform", "Suspension", "plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Suspension:
+    """Which of a job's two workloads have no pods for now."""
+
+    hybrid: bool = False
+    orchestrator: bool = False
+
+
+def plan(
+    job: RLJobObject, platform: Platform, secrets: Secrets, suspension: Suspension = Suspension()
+) -> list[Manifest]:
+    """All objects of a job, in the order in which they are to be applied: what pods mount comes before the pods."""
+    capabilities = platform.capabilities
+    devices = job.spec.hybrid.accelerators
+    objects = [
+        settings.service_account(job),
+        settings.secrets(job, secrets),
+        settings.job_file(job),
+        storage.buffer_volume(job, platform),
+        network.orchestrator_service(job),
+        network.hybrid_service(job),
+        network.orchestrator_policy(job, platform),
+        network.hybrid_policy(job, platform),
+        disruption.disruption_budget(job),
+    ]
+    if job.spec.checkpoint.volume is None:
+        objects.append(storage.checkpoint_volume(job, platform))
+    if devices is not None and accelerators.claims(devices):
+        objects.append(accelerators.claim_template(job, devices, capabilities.resource_api or "resource.k8s.io/v1"))
+    if capabilities.pod_monitor:
+        objects.append(monitoring.pod_monitor(job))
+    if capabilities.gang is not None:
+        objects.append(gang.pod_group(job, capabilities.gang))
+    objects.append(orchestrator_job(job, platform, suspension.orchestrator))
+    objects.append(hybrid_job(job, platform, suspension.hybrid))
+    return objects

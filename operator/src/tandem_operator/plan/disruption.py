@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many hybrid pods a drain may take at once."""
+
+from tandem_api.rljob import RLJobObject
+from tandem_operator.plan import identity
+from tandem_operator.plan.identity import Manifest
+
+
+def disruption_budget(job: RLJobObject) -> Manifest:
+    """One at a time: each eviction costs the job a recovery, and a drain must still come to an end."""
+    spec = {"maxUnavailable": 1, "selector": {"matchLabels": identity.selector(job, identity.HYBRID)}}
+    name = identity.hybrid_name(job.metadata.name)
+    return identity.owned(job, "policy/v1", "PodDisruptionBudget", name, identity.HYBRID, spec=spec)
