@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem_api.errors import Problem, UserError
+from tandem_api.field_paths import Place, dotted
 from tandem_api.spec.model import CharacterTokenizer, DType, ModelSpec, RandomSource
 
 PAD = "<pad>"
@@ -46,8 +47,9 @@ def materialise(source: RandomSource, directory: Path, dtype: DType) -> Path:
     Raises:
         UserError: the config cannot belong to this tokenizer (see :func:`random_source_problems`).
     """
-    if problems := random_source_problems(source):
-        raise UserError(*problems)
+    where = ("spec", "model", "source", "random")
+    if places := random_source_problems(source):
+        raise UserError(*(Problem(dotted((*where, *path)), message) for path, message in places))
     directory.mkdir(parents=True, exist_ok=True)
     config = _config(source, dtype)
     tokens = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -62,27 +64,24 @@ def materialise(source: RandomSource, directory: Path, dtype: DType) -> Path:
     return directory
 
 
-def random_source_problems(source: RandomSource, where: str = "spec.model.source.random") -> list[Problem]:
+def random_source_problems(source: RandomSource) -> list[Place]:
     """What no schema can say of a config in Hugging Face's own format, and of the tokenizer made for it."""
-    problems = [
-        Problem(f"{where}.config.{name}", f"is missing; a config.json says {meaning}")
-        for name, meaning in (("model_type", "its family, for example qwen3"), ("architectures", "the model's class"))
+    places: list[Place] = [
+        (("config", name), f"is required: {meaning}")
+        for name, meaning in (
+            ("model_type", "the model's family, for example qwen3"),
+            ("architectures", "the model's class, for example [Qwen3ForCausalLM]"),
+        )
         if not source.config.get(name)
     ]
     size = len(vocabulary(source.tokenizer))
     given = source.config.get("vocab_size")
     if given is not None and (not isinstance(given, int) or given < size):
-        problems.append(
-            Problem(
-                f"{where}.config.vocab_size", f"must be at least {size}, the tokens of the tokenizer; found {given}"
-            )
-        )
-    problems += [
-        Problem(f"{where}.tokenizer.words[{index}]", f"{word!r} is a special token already; leave it out")
-        for index, word in enumerate(source.tokenizer.words)
-        if word in SPECIAL_TOKENS
-    ]
-    return problems
+        places.append((("config", "vocab_size"), f"must be at least {size}, the tokenizer's tokens; found {given}"))
+    for index, word in enumerate(source.tokenizer.words):
+        if word in SPECIAL_TOKENS:
+            places.append((("tokenizer", "words", index), f"{word} is a special token already; leave it out"))
+    return places
 
 
 def vocabulary(tokenizer: CharacterTokenizer) -> dict[str, int]:

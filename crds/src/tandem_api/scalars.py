@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kubernetes' scalar notations as Python values: durations become seconds, byte quantities integers."""
 
+import math
 import re
+from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
@@ -23,62 +25,117 @@ _BYTES = {
 }
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|Ti|k|M|G|T)?")
 QUANTITY_PATTERN = r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$"
+MAX_SCALAR = 32
+"""Characters of a duration or quantity; a bound that the API server's cost estimates need."""
 
 PATH_PATTERN = r"^/[^\s]*$"
 
+PATTERNS = {PATH_PATTERN: "an absolute path without spaces, such as /data/prompts.jsonl"}
+"""What the regular expressions of the contract mean, for people. Models add theirs beside the field."""
 
-def seconds_of(text: Any) -> Any:
-    """``"1h30m"`` -> 5400.0. What is no string passes through, to be judged as a number.
+
+def seconds_of(text: Any) -> float:
+    """``"1h30m"`` -> 5400.0.
 
     Raises:
-        ValueError: it is not a metav1.Duration.
+        ValueError: it is not a metav1.Duration, or no time at all.
     """
-    if not isinstance(text, str):
-        raise ValueError("must be a duration string such as 90s, 2m or 1h30m")
-    if not re.fullmatch(DURATION_PATTERN, text):
-        raise ValueError(f"{text!r} is not a duration such as 90s, 2m or 1h30m")
-    return sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text))
+    if not isinstance(text, str) or len(text) > MAX_SCALAR or not re.fullmatch(DURATION_PATTERN, text):
+        raise ValueError("must be a duration such as 90s, 2m or 1h30m")
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text))
+    if not seconds:
+        raise ValueError("must be longer than 0s")
+    return seconds
 
 
 def duration_of(seconds: float) -> str:
-    """5400.0 -> ``"5400s"``."""
-    return f"{seconds:g}s" if seconds < 1e6 else f"{int(seconds)}s"
+    """5400.0 -> ``"1h30m"``, 0.25 -> ``"0.25s"``."""
+    if not float(seconds).is_integer():
+        return f"{Decimal(repr(seconds)):f}s"
+    minutes, rest = divmod(int(seconds), 60)
+    parts = ((minutes // 60, "h"), (minutes % 60, "m"), (rest, "s"))
+    return "".join(f"{number}{unit}" for number, unit in parts if number) or "0s"
 
 
-def bytes_of(value: Any) -> Any:
-    """``"4Gi"`` -> 4294967296; integers are bytes already.
+def bytes_of(value: Any) -> int:
+    """``"4Gi"`` -> 4294967296; integers are bytes already. Parts of a byte are rounded up.
 
     Raises:
         ValueError: it is not a byte quantity.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
         return value
-    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+    match = _QUANTITY.fullmatch(value) if isinstance(value, str) and len(value) <= MAX_SCALAR else None
     if match is None:
-        raise ValueError(f"{value!r} is not a quantity of bytes such as 512Mi or 4Gi")
-    return int(float(match[1]) * _BYTES[match[2] or ""])
+        raise ValueError("must be a quantity of bytes such as 512Mi or 4Gi")
+    return math.ceil(Decimal(match[1]) * _BYTES[match[2] or ""])
 
+
+def some_bytes_of(value: Any) -> int:
+    """As :func:`bytes_of`, but not 0."""
+    number = bytes_of(value)
+    if not number:
+        raise ValueError("must be more than 0 bytes")
+    return number
+
+
+def quantity_of(number: int) -> str:
+    """4294967296 -> ``"4Gi"``; without a unit where no binary one divides it."""
+    for unit in ("Ti", "Gi", "Mi", "Ki"):
+        if number and number % _BYTES[unit] == 0:
+            return f"{number // _BYTES[unit]}{unit}"
+    return str(number)
+
+
+def _not_zero(cel: str, message: str) -> list[dict[str, str]]:
+    return [{"rule": cel, "message": message}]
+
+
+_BYTES_SCHEMA = {
+    "anyOf": [{"type": "integer"}, {"type": "string"}],
+    "minimum": 0,
+    "maxLength": MAX_SCALAR,
+    "pattern": QUANTITY_PATTERN,
+    "x-kubernetes-int-or-string": True,
+}
 
 Seconds = Annotated[
     float,
     BeforeValidator(seconds_of),
     PlainSerializer(duration_of, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "maxLength": MAX_SCALAR,
+            "pattern": DURATION_PATTERN,
+            "x-kubernetes-validations": _not_zero("self.matches('[1-9]')", "must be longer than 0s"),
+        }
+    ),
 ]
-"""A metav1.Duration, in seconds here."""
+"""A metav1.Duration, in seconds here. Never 0."""
 
 Bytes = Annotated[
     int,
     BeforeValidator(bytes_of),
+    PlainSerializer(quantity_of, return_type=str, when_used="json"),
+    WithJsonSchema(_BYTES_SCHEMA),
+]
+"""A Kubernetes quantity of bytes, an integer here."""
+
+SomeBytes = Annotated[
+    int,
+    BeforeValidator(some_bytes_of),
+    PlainSerializer(quantity_of, return_type=str, when_used="json"),
     WithJsonSchema(
-        {
-            "anyOf": [{"type": "integer"}, {"type": "string"}],
-            "pattern": QUANTITY_PATTERN,
-            "x-kubernetes-int-or-string": True,
+        _BYTES_SCHEMA
+        | {
+            "x-kubernetes-validations": _not_zero(
+                "type(self) == int ? self > 0 : self.matches('[1-9]')", "must be more than 0 bytes"
+            )
         }
     ),
 ]
-"""A Kubernetes quantity of bytes, an integer here."""
+"""Bytes that are not 0."""
 
 AbsolutePath = Annotated[str, Field(pattern=PATH_PATTERN, max_length=1024)]
 """A path as the containers see it."""

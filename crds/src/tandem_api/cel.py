@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluates the schema's CEL rules on a document, as the API server does when one is created."""
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import celpy
+
+from tandem_api.complaints import found
+from tandem_api.field_paths import FieldPath, Place
+
+type Schema = Mapping[str, Any]
+
+_ENVIRONMENT = celpy.Environment()
+
+
+def broken_rules(value: Any, schema: Schema, path: FieldPath, wrong: tuple[FieldPath, ...]) -> list[Place]:
+    """The rules that ``value``, with its defaults filled in, breaks; those that judge updates are left out.
+
+    ``wrong`` are the fields known to be wrong. A rule about one of them is not evaluated: its answer would be noise.
+    """
+    places: list[Place] = []
+    for owner, rule, here in _rules(value, schema, path):
+        field = tuple(rule.get("fieldPath", "").split(".")[1:])
+        target = (*here, *field)
+        if any(_touches(other, here, target) for other in wrong) or _holds(rule["rule"], owner, bool(wrong)):
+            continue
+        culprit = _at(owner, field)
+        told = f"; {found(culprit)}" if isinstance(culprit, str | int | float) else ""
+        places.append((target, rule["message"] + told))
+    return places
+
+
+def _rules(value: Any, schema: Schema, path: FieldPath) -> Iterator[tuple[Any, Mapping[str, str], FieldPath]]:
+    """Every rule with the value that it judges and where that stands."""
+    for rule in schema.get("x-kubernetes-validations", ()):
+        if "oldSelf" not in rule["rule"]:
+            yield value, rule, path
+    if isinstance(value, dict):
+        for name, part in schema.get("properties", {}).items():
+            if name in value:
+                yield from _rules(value[name], part, (*path, name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _rules(item, schema.get("items", {}), (*path, index))
+
+
+def _touches(wrong: FieldPath, owner: FieldPath, target: FieldPath) -> bool:
+    """Whether a field known to be wrong is the rule's, around it, or within it."""
+    shorter = min(len(wrong), len(target))
+    return wrong[:shorter] == target[:shorter] and len(wrong) >= len(owner)
+
+
+def _holds(rule: str, value: Any, excused: bool) -> bool:
+    """Evaluate a rule. Where the document has the wrong types already, a rule that cannot be evaluated holds."""
+    try:
+        return bool(_program(rule).evaluate({"self": celpy.json_to_cel(value)}))
+    except celpy.CELEvalError:
+        if excused:
+            return True
+        raise
+
+
+def _at(value: Any, field: tuple[str, ...]) -> Any:
+    for name in field:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+@cache
+def _program(rule: str) -> celpy.Runner:
+    return _ENVIRONMENT.program(_ENVIRONMENT.compile(rule))
