@@ -25,13 +25,11 @@ class FusedCausalAttention(MegatronModule):
         if query.device.type == "cpu":
             # The backward of the CPU kernel is five times slower in bfloat16 than in float32.
             query, key, value = query.float(), key.float(), value.float()
+        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         out = scaled_dot_product_attention(
-            *(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)),
-            is_causal=True,
-            scale=self.softmax_scale,
-            enable_gqa=query.shape[2] != key.shape[2],
+            query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=query.shape[1] != key.shape[1]
         )
-        return out.to(dtype).permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
+        return out.to(dtype).permute(2, 0, 1, 3).flatten(2)
 
 
 def use_fused_attention(block: Any) -> Any:

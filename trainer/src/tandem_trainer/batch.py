@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from tandem_api.messages.batches import BATCH_TENSORS, WARMUP_TENSORS
 from torch import Tensor
+
+from tandem_api.messages.batches import BATCH_TENSORS, WARMUP_TENSORS
 
 _DTYPES = {
     "tokens": torch.int32,

@@ -43,7 +43,7 @@ class Overrides(Bridge):
 
     def _adjust_mapping_for_shared_weights(self) -> None:
         # mbridge changes the class's own mapping, and with it every later model of the process.
-        self._DIRECT_MAPPING = dict(self._DIRECT_MAPPING)
+        self._DIRECT_MAPPING: dict[str, str] = self._DIRECT_MAPPING.copy()
         super()._adjust_mapping_for_shared_weights()
         if self.hf_config.tie_word_embeddings:
             self._DIRECT_MAPPING["output_layer.weight"] = "model.embed_tokens.weight"

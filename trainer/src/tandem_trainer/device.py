@@ -80,14 +80,15 @@ class Device:
         gc.collect()
         torch.cuda.empty_cache()
 
-    def onload(self, model: list[Any], optimizer: Any) -> None:
-        """Bring everything back that :meth:`offload` moved. Gradients come back as zeros."""
+    def onload(self, model: list[Any], optimizer: Any, *, training: bool) -> None:
+        """Bring the weights back, and for ``training`` the rest that :meth:`offload` moved; gradients come as zeros."""
         if not self.accelerated:
             return
         for chunk in model:
             for buffer in chunk.buffers + chunk.expert_parallel_buffers:
-                buffer.reload_from_cpu(move_params=True, move_grads=True)
-        optimizer.restore_from_cpu()
+                buffer.reload_from_cpu(move_params=True, move_grads=training)
+        if training:
+            optimizer.restore_from_cpu()
         torch.cuda.synchronize()
 
 

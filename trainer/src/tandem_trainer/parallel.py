@@ -9,6 +9,8 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from tandem_api.errors import Problem, UserError
+from tandem_api.spec.hybrid import Parallelism
 from tandem_trainer.device import Device
 
 
@@ -29,17 +31,19 @@ class Layout:
         return self.tensor * self.pipeline * self.data
 
 
-def initialise(device: Device, tensor: int, pipeline: int, seed: int, timeout: timedelta) -> Layout:
-    """Join the world that torchrun's environment names and cut it into groups.
+def initialise(device: Device, sizes: Parallelism, seed: int, timeout: timedelta) -> Layout:
+    """Join the world that torchrun's environment names and cut it into groups; what is left over is data parallel.
 
     Raises:
-        ValueError: tensor * pipeline does not divide the number of ranks.
+        UserError: these sizes do not divide the number of ranks, or cannot be served.
     """
-    world = int(os.environ["WORLD_SIZE"])
+    for name in ("context", "expert"):
+        if getattr(sizes, name) != 1:
+            raise UserError(Problem(f"spec.trainer.parallelism.{name}", "must be 1: it is not supported yet"))
+    world, tensor, pipeline = int(os.environ["WORLD_SIZE"]), sizes.tensor, sizes.pipeline
     if world % (tensor * pipeline):
-        raise ValueError(
-            f"trainer.parallelism: tensor {tensor} x pipeline {pipeline} does not divide the {world} ranks of the job"
-        )
+        message = f"tensor {tensor} x pipeline {pipeline} does not divide the {world} ranks of the job"
+        raise UserError(Problem("spec.trainer.parallelism", message))
     dist.init_process_group(device.backend, timeout=timeout)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor,
@@ -60,17 +64,19 @@ def destroy() -> None:
     dist.destroy_process_group()
 
 
-def agree(error: str | None) -> None:
-    """Go on only if no rank has an error. Collective over the world.
+def agree(error: str | None, same: str) -> None:
+    """Go on only if no rank has an error and all hold the ``same``. Collective over the world.
 
     Raises:
-        CollectiveFailed: on every rank, if any rank brought an ``error``.
+        CollectiveFailed: on every rank, if any rank brought an ``error``, or something else than the others.
     """
-    errors: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, error)
-    failed = [f"rank {rank}: {reason}" for rank, reason in enumerate(errors) if reason]
+    said: list[tuple[str | None, str]] = [(None, "")] * dist.get_world_size()
+    dist.all_gather_object(said, (error, same))
+    failed = [f"rank {rank}: {reason}" for rank, (reason, _) in enumerate(said) if reason]
     if failed:
         raise CollectiveFailed("; ".join(failed))
+    if len({held for _, held in said}) > 1:
+        raise CollectiveFailed(f"the ranks hold different data: {', '.join(held for _, held in said)}")
 
 
 def from_last_stage(value: Any) -> Any:

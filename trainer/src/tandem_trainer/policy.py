@@ -16,12 +16,13 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from megatron.core.transformer.module import Float16Module
-from tandem_api.spec.hybrid import Optimizer
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from tandem_api.spec.hybrid import Optimizer
 from tandem_trainer.bridge import WeightSource, build_bridge, build_stage
 from tandem_trainer.device import Device
+from tandem_trainer.megatron_fixes import give_state, parts
 from tandem_trainer.microbatch import Microbatch
 from tandem_trainer.parallel import Layout
 from tandem_trainer.weights import FullWeights
@@ -56,6 +57,7 @@ class Policy:
         self.optimizer = get_megatron_optimizer(
             _optimizer_config(optimizer, dtype), self.chunks, use_gloo_process_groups=False
         )
+        give_state(self.optimizer)
         self._full_weights: FullWeights | None = None
 
     def load(self, source: WeightSource | Path) -> None:
@@ -64,6 +66,30 @@ class Policy:
         with torch.no_grad():
             self._bridge.load_weights([self.module], str(source), memory_efficient=True)
         self.optimizer.reload_model_params()
+
+    def reset_optimizer(self) -> None:
+        """Forget all moments and step counts, as a newly made optimizer would (section 2.3.2).
+
+        The state is zeroed in place: Megatron cannot save an optimizer that has none. Master weights are read again
+        from the model's, which is what a new optimizer does.
+        """
+        for part in parts(self.optimizer):
+            for state in part.optimizer.state.values():
+                for value in state.values():
+                    value.zero_()
+        self.optimizer.reload_model_params()
+
+    def offload(self, *, weights: bool) -> None:
+        """Leave the device: gradients and optimizer state, and the ``weights`` too if asked."""
+        self.device.offload(self.chunks, self.optimizer, weights=weights)
+
+    def onload(self, *, training: bool = True) -> None:
+        """Come back onto the device: the weights, and what ``training`` needs besides them."""
+        self.device.onload(self.chunks, self.optimizer, training=training)
+
+    def parameter_count(self) -> int:
+        """Parameters on this rank."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
 
     def full_weights(self) -> FullWeights:
         """The weights under Hugging Face names, gathered while iterating."""
@@ -164,20 +190,6 @@ def _with_ddp(module: Any, dtype: torch.dtype) -> Any:
         DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True),
         Float16Module(config, module) if dtype is torch.bfloat16 else module,
     )
-
-
-def reset_optimizer(optimizer: Any) -> None:
-    """Forget all moments and step counts, as a newly made optimizer would (section 2.3.2).
-
-    The state is zeroed in place: Megatron cannot save an optimizer that has none. Master weights are read again from
-    the model's, which is what a new optimizer does.
-    """
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        for state in part.optimizer.state.values():
-            for value in state.values():
-                if isinstance(value, Tensor):
-                    value.zero_()
-    optimizer.reload_model_params()
 
 
 def _finalize(model: list[Any], num_tokens: Tensor | None, **kwargs: Any) -> None:

@@ -9,16 +9,16 @@ from time import perf_counter
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from tandem_api.spec.algorithm import AlgorithmSpec
-from tandem_api.spec.hybrid import DecayKind, Optimizer, TrainerSpec
 from torch import Tensor
 
+from tandem_api.spec.algorithm import AlgorithmSpec
+from tandem_api.spec.hybrid import DecayKind, Optimizer, TrainerSpec
 from tandem_trainer.batch import Batch
 from tandem_trainer.microbatch import Microbatch
 from tandem_trainer.minibatch import descend, share_of
 from tandem_trainer.objectives import objective_of
 from tandem_trainer.parallel import from_last_stage
-from tandem_trainer.policy import Policy, reset_optimizer
+from tandem_trainer.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,12 @@ def train_iteration(
     referenced = perf_counter()
 
     if settings.trainer.optimizer.reset_each_iteration:
-        reset_optimizer(policy.optimizer)
+        policy.reset_optimizer()
     rate = learning_rate(settings.trainer.optimizer, iteration, settings.iterations)
     reports: list[dict[str, float]] = []
     for _ in range(descent.epochs):
-        for index in torch.randperm(len(minibatches), generator=generator).tolist():
-            reports.append(descend(policy, objective, minibatches[index], rate))
+        order = torch.randperm(len(minibatches), generator=generator).tolist()
+        reports += [descend(policy, objective, minibatches[index], rate) for index in order]
     measured |= {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}
     measured |= {"tokens": float(batch.tokens_in_loss().sum()), "learningRate": rate, "updates": float(len(reports))}
     seconds = {

@@ -5,12 +5,12 @@ from time import perf_counter
 
 import structlog
 import torch
-from tandem_api.spec.data import Warmup
 
+from tandem_api.spec.data import Warmup
 from tandem_trainer.batch import Batch
 from tandem_trainer.minibatch import descend, share_of
 from tandem_trainer.objectives import SupervisedObjective
-from tandem_trainer.policy import Policy, reset_optimizer
+from tandem_trainer.policy import Policy
 from tandem_trainer.step import IterationResult
 
 log = structlog.get_logger()
@@ -27,7 +27,7 @@ def warm_up(policy: Policy, rows: Batch, settings: Warmup, most_tokens: int, see
     objective = SupervisedObjective()
     generator = torch.Generator().manual_seed(seed)
     steps = settings.epochs * -(-len(rows) // settings.batch_size)
-    reset_optimizer(policy.optimizer)
+    policy.reset_optimizer()
     losses: list[float] = []
     for _ in range(settings.epochs):
         for chosen in torch.randperm(len(rows), generator=generator).split(settings.batch_size):
@@ -37,7 +37,7 @@ def warm_up(policy: Policy, rows: Batch, settings: Warmup, most_tokens: int, see
             if len(losses) % REPORTED_STEPS == 0:
                 recent = sum(losses[-REPORTED_STEPS:]) / REPORTED_STEPS
                 log.info("warm-up goes on", step=len(losses), steps=steps, loss=round(recent, 4))
-    reset_optimizer(policy.optimizer)
+    policy.reset_optimizer()
     last = losses[-REPORTED_STEPS:]
     measured = {"firstLoss": losses[0], "loss": sum(last) / len(last), "updates": float(steps)}
     return IterationResult(measured, {"update": perf_counter() - started})

@@ -3,7 +3,6 @@
 
 from tandem_api.errors import Problem, UserError
 from tandem_api.spec.algorithm import AlgorithmSpec
-
 from tandem_trainer.objectives.contract import Credit, Objective, Terms
 from tandem_trainer.objectives.mirror_descent import MirrorDescentObjective
 from tandem_trainer.objectives.sft import SupervisedObjective

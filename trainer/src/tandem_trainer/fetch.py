@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bulk from the orchestrator over HTTP."""
+
+import time
+import urllib.error
+import urllib.request
+from http.client import HTTPException, HTTPResponse
+
+import structlog
+
+log = structlog.get_logger()
+
+_PIECE = 1 << 20
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_FEWEST_SERVER_ERRORS = 500
+
+
+class FetchFailed(RuntimeError):
+    """The orchestrator refused, sent too much, or was away until the deadline."""
+
+
+def fetch(url: str, token: str, most_bytes: int, seconds: float) -> bytes:
+    """GET ``url`` with the job's token, trying again while the orchestrator is away.
+
+    Raises:
+        FetchFailed: it answered with an error of ours (4xx), the body is larger than ``most_bytes``, or no whole
+            answer came within ``seconds``.
+    """
+    deadline = time.monotonic() + seconds
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return _get(url, token, most_bytes, deadline)
+        except urllib.error.HTTPError as error:
+            if error.code < _FEWEST_SERVER_ERRORS:
+                raise FetchFailed(f"GET {url}: {error.code} {error.reason}") from error
+            reason: Exception = error
+        except (OSError, HTTPException) as error:
+            reason = error
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise FetchFailed(f"GET {url}: no whole answer within {seconds:.0f} s; the last try: {reason}") from reason
+        log.info("the orchestrator is away, trying again", url=url, error=str(reason))
+        time.sleep(min(pause, left))
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _get(url: str, token: str, most_bytes: int, deadline: float) -> bytes:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})  # noqa: S310 (set by the pod template)
+    left = max(0.1, deadline - time.monotonic())
+    with urllib.request.urlopen(request, timeout=left) as response:  # noqa: S310
+        return _read(response, url, most_bytes, deadline)
+
+
+def _read(response: HTTPResponse, url: str, most_bytes: int, deadline: float) -> bytes:
+    expected = int(response.headers.get("Content-Length", -1))
+    body = bytearray()
+    while piece := response.read(_PIECE):
+        body += piece
+        if len(body) > most_bytes:
+            raise FetchFailed(f"GET {url}: the body is larger than the {most_bytes} bytes that this job can make")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{len(body)} bytes had come by the deadline")
+    if expected >= 0 and len(body) != expected:
+        raise ConnectionError(f"{len(body)} of {expected} bytes came")
+    return bytes(body)
