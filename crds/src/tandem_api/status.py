@@ -96,6 +96,9 @@ class RLJobStatus(Contract):
     accuracy: float | None = Field(None, description="Accuracy on the held-out set when last evaluated.")
     hybrid_ready: str = Field("0/0", description="Hybrid pods that are ready, of all.")
     restarts: int = Field(0, description="Recoveries from failures so far.")
+    disruptions: int = Field(
+        0, description="New starts that do not count as restarts: after drains, preemptions and resumptions."
+    )
     start_time: str | None = Field(None, description="When the job first started, RFC 3339.")
     completion_time: str | None = Field(None, description="When it ended, RFC 3339.")
     last_switch: SwitchStatus = Field(default_factory=SwitchStatus, description="The last change of hands.")

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What keeps a job from going on, as a reason for programs and a sentence for the person who can mend it."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tandem_operator.observed import Container, Observed, Pod
+
+OOM_MEMORY_SECONDS = 300.0
+"""How long a container killed for memory is still told of once it runs again."""
+
+_PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"})
+_CONFIGURATION = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError"})
+_MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """One thing that is wrong. ``placement``: pods cannot be placed; otherwise they are, and do not work."""
+
+    reason: str
+    message: str
+    placement: bool = False
+
+
+def troubles(observed: Observed, now: float) -> tuple[Trouble, ...]:
+    """Everything wrong, the most fundamental first. ``now`` in Unix seconds."""
+    return tuple(_troubles(observed, now))
+
+
+def _troubles(observed: Observed, now: float) -> Iterator[Trouble]:
+    if observed.refusal:
+        yield Trouble("ObjectsRefused", f"The API server refused an object of this job: {observed.refusal}", True)
+    if observed.etcd_error:
+        yield Trouble(
+            "EtcdUnreachable",
+            f"etcd cannot be reached ({observed.etcd_error}); the job keeps its work and goes on when etcd is back.",
+        )
+    yield from _of_workloads(observed)
+    for pod in observed.pods:
+        if pod.active:
+            yield from _of_pod(pod, observed, now)
+    if observed.progress and observed.progress.error:
+        yield Trouble("OrchestratorProblem", observed.progress.error)
+
+
+def _of_workloads(observed: Observed) -> Iterator[Trouble]:
+    waiting = {work.name for work in observed.workloads if not work.active and not work.suspended and not work.complete}
+    for warning in observed.warnings:
+        if warning.about in waiting and warning.reason == "FailedCreate":
+            yield Trouble("PodsRefused", f"Pods of Job {warning.about} cannot be created: {warning.message}", True)
+
+
+def _of_pod(pod: Pod, observed: Observed, now: float) -> Iterator[Trouble]:
+    if pod.unschedulable is not None:
+        yield _unschedulable(pod, pod.unschedulable)
+    for container in pod.containers:
+        if trouble := _of_container(pod, container, now):
+            yield trouble
+    if pod.scheduled and pod.phase == "Pending":
+        for warning in observed.warnings:
+            if warning.about == pod.name and warning.reason in ("FailedMount", "FailedAttachVolume"):
+                yield Trouble(
+                    "MissingVolume",
+                    f"Pod {pod.name} waits for a volume: {warning.message} Create what is missing or mend the "
+                    "volumes of the pod template.",
+                )
+
+
+def _unschedulable(pod: Pod, message: str) -> Trouble:
+    if missing := _MISSING_CLAIM.search(message):
+        return Trouble(
+            "MissingVolume",
+            f"Pod {pod.name} needs PersistentVolumeClaim {missing[1]}, which does not exist in this namespace; "
+            "create it or name another in the job.",
+            placement=True,
+        )
+    return Trouble("Unschedulable", f"Pod {pod.name} cannot be placed on a node: {message}", placement=True)
+
+
+def _of_container(pod: Pod, container: Container, now: float) -> Trouble | None:
+    where = f"Container {container.name} of pod {pod.name}"
+    if container.waiting in _PULL:
+        return Trouble(
+            "ImagePullFailed",
+            f"{where} cannot pull its image: {container.waiting_message or container.waiting}. Check the image's name "
+            "and the pull secrets.",
+        )
+    if container.waiting in _CONFIGURATION:
+        return Trouble("ContainerRefused", f"{where} cannot start: {container.waiting_message or container.waiting}")
+    if container.ended == "OOMKilled" and (container.waiting or now - container.ended_at < OOM_MEMORY_SECONDS):
+        return Trouble(
+            "OutOfMemory",
+            f"{where} was killed for using more memory than its limit; raise the limit, or lower engine.kvCache or "
+            "trainer.microBatchTokens.",
+        )
+    if container.waiting == "CrashLoopBackOff":
+        return Trouble(
+            "CrashLoop",
+            f"{where} ends again and again (exit code {container.exit_code}, {container.restarts} restarts). Its log "
+            f"says why: kubectl logs {pod.name} -c {container.name} --previous",
+        )
+    return None
