@@ -16,11 +16,8 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTr
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
-from vllm.model_executor.model_loader.reload import (
-    finalize_layerwise_reload,
-    get_layerwise_info,
-    initialize_layerwise_reload,
-)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from tandem_handoff import Expected, HandoffError, Importer, Manifest, TensorRefusedError
 from tandem_sidecar.engine_plugin.expectations import expected_tensors, tied_heads
@@ -174,7 +171,7 @@ class TandemWeightTransferEngine(WeightTransferEngine[TandemInitInfo, TandemUpda
             raise HandoffError(f"the digest is {manifest.digest}, expected {update_info.expected_digest}")
         for name, layer in self.model.named_modules():
             info = get_layerwise_info(layer)
-            waits = info.can_load() and info.load_numel_total and not info.load_numel
+            waits = info.can_load() and info.restore_metadata[0] and not info.load_numel
             if waits and name not in self._tied_heads and not is_deferred_attention_layer(layer):
                 raise TensorRefusedError(name, "nothing was loaded into this layer")
 
