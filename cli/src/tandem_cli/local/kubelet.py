@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs of Kubernetes manifests, run as processes of this machine."""
+
+import asyncio
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from tandem_api.errors import Problem, UserError
+from tandem_cli.local.environment import PodFacts
+from tandem_cli.local.manifests import Manifest, Manifests, dig
+from tandem_cli.local.node import Node
+from tandem_cli.local.pod import Pod
+
+log = structlog.get_logger()
+
+_INDEX = "batch.kubernetes.io/job-completion-index"
+_DEFAULT_BACKOFF_LIMIT = 6
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a pod of a Job runs: its template, number and address stay the same when it is replaced."""
+
+    job: Manifest
+    template: Manifest
+    name: str
+    number: int
+    address: str
+
+
+class Kubelet:
+    """Runs every Job among the objects; Services, ConfigMaps, Secrets and claims are what their pods refer to.
+
+    Everything is settled when the object is made, so what cannot run raises before anything is started. Leaving the
+    context kills what still runs.
+
+    >>> async with Kubelet(node, objects) as kubelet:
+    ...     succeeded = await kubelet.wait()
+
+    Raises:
+        UserError: an object refers to something missing, or needs what local mode does not have.
+    """
+
+    def __init__(self, node: Node, objects: Manifests) -> None:
+        self._node = node
+        self._objects = objects
+        self._places = list(_places(node, objects))
+        self._hosts = _hosts(objects, self._places)
+        self.pods = [self._pod(place) for place in self._places]
+        self._running: dict[str, asyncio.Task[bool]] = {}
+        self._stopping = False
+
+    @property
+    def restarts(self) -> int:
+        """Container restarts of all pods so far."""
+        return sum(container.restarts for pod in self.pods for container in pod.containers)
+
+    async def __aenter__(self) -> Self:
+        for number, place in enumerate(self._places):
+            self._running[place.name] = asyncio.create_task(self._run(number, place), name=f"pod {place.name}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._running.values():
+            task.cancel()
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+    async def wait(self) -> dict[str, bool]:
+        """Wait for all pods to end; whether each succeeded, by name."""
+        results = await asyncio.gather(*self._running.values())
+        return dict(zip(self._running, results, strict=True))
+
+    async def stop(self) -> None:
+        """End all pods as a deletion would: SIGTERM, grace period, SIGKILL."""
+        self._stopping = True
+        for pod in self.pods:
+            pod.stop()
+        await self.wait()
+
+    async def _run(self, number: int, place: _Place) -> bool:
+        """A Job's pod that fails is replaced until the Job's backoffLimit is reached."""
+        for _ in range(dig(place.job, "spec", "backoffLimit", default=_DEFAULT_BACKOFF_LIMIT) + 1):
+            if await self.pods[number].run():
+                return True
+            if self._stopping:
+                return False
+            log.warning("a pod failed", pod=place.name)
+            self.pods[number] = self._pod(place)
+        return False
+
+    def _pod(self, place: _Place) -> Pod:
+        metadata = place.template.get("metadata") or {}
+        facts = PodFacts(
+            name=place.name,
+            namespace=dig(place.job, "metadata", "namespace", default="default"),
+            uid=str(uuid.uuid4()),
+            address=place.address,
+            annotations=metadata.get("annotations") or {},
+            labels=metadata.get("labels") or {},
+        )
+        return Pod(place.template, facts, place.number, self._node, self._objects, self._hosts)
+
+
+def _places(node: Node, objects: Manifests) -> Iterator[_Place]:
+    number = 0
+    for job in objects.kind("Job"):
+        name = job["metadata"]["name"]
+        if dig(job, "spec", "suspend"):
+            continue
+        indexed = dig(job, "spec", "completionMode") == "Indexed"
+        completions = dig(job, "spec", "completions", default=1)
+        if not indexed and completions != 1:
+            raise UserError(Problem(f"Job {name}", "local mode runs Indexed Jobs, or Jobs with one completion"))
+        if dig(job, "spec", "parallelism", default=1) < completions:
+            raise UserError(Problem(f"Job {name}, parallelism", "must equal completions in local mode"))
+        for index in range(completions):
+            template = _indexed(job["spec"]["template"], index) if indexed else job["spec"]["template"]
+            pod = f"{name}-{index}" if indexed else name
+            yield _Place(job, template, pod, number, node.subnet.pod())
+            number += 1
+
+
+def _indexed(template: Manifest, index: int) -> Manifest:
+    """The template as the controller of Indexed Jobs completes it for one index."""
+    metadata = template.get("metadata") or {}
+    marks = {_INDEX: str(index)}
+    variable = {"name": "JOB_COMPLETION_INDEX", "value": str(index)}
+    spec = dict(template["spec"])
+    for kind in ("initContainers", "containers"):
+        spec[kind] = [{**item, "env": [variable, *(item.get("env") or [])]} for item in spec.get(kind) or []]
+    return {
+        **template,
+        "metadata": {
+            **metadata,
+            "annotations": {**(metadata.get("annotations") or {}), **marks},
+            "labels": {**(metadata.get("labels") or {}), **marks},
+        },
+        "spec": spec,
+    }
+
+
+def _hosts(objects: Manifests, places: list[_Place]) -> dict[str, str]:
+    """DNS names of Services and of pods behind a headless Service -> address."""
+    hosts: dict[str, str] = {}
+    for place in places:
+        subdomain = place.template["spec"].get("subdomain")
+        if subdomain:
+            hosts |= dict.fromkeys(_dns_names(f"{place.name}.{subdomain}", place.job), place.address)
+    for service in objects.kind("Service"):
+        selector = dig(service, "spec", "selector", default={})
+        behind = [place for place in places if selector and selector.items() <= _labels(place).items()]
+        if behind:
+            _check_ports(service, behind[0].template)
+            hosts |= dict.fromkeys(_dns_names(service["metadata"]["name"], service), behind[0].address)
+    return hosts
+
+
+def _labels(place: _Place) -> dict[str, str]:
+    given = dig(place.template, "metadata", "labels", default={})
+    job = place.job["metadata"]["name"]
+    return {"batch.kubernetes.io/job-name": job, "job-name": job, **given}
+
+
+def _dns_names(name: str, owner: Manifest) -> list[str]:
+    namespace = dig(owner, "metadata", "namespace", default="default")
+    service = f"{name}.{namespace}"
+    return [name, service, f"{service}.svc", f"{service}.svc.cluster.local"]
+
+
+def _check_ports(service: Manifest, template: Manifest) -> None:
+    """Only hosts are rewritten, so a Service's port must be the container's."""
+    spec = template["spec"]
+    containers = (spec.get("initContainers") or []) + spec["containers"]
+    names = {port.get("name"): port["containerPort"] for item in containers for port in item.get("ports") or []}
+    for port in dig(service, "spec", "ports", default=[]):
+        target = port.get("targetPort", port["port"])
+        if names.get(target, target) != port["port"]:
+            raise UserError(
+                Problem(
+                    f"Service {service['metadata']['name']}, port {port['port']}",
+                    f"goes to {target}; in local mode a Service's port must be its container's",
+                )
+            )
