@@ -21,7 +21,7 @@ def broken_rules(value: Any, schema: Schema, path: FieldPath, wrong: tuple[Field
     ``wrong`` are the fields known to be wrong. A rule about one of them is not evaluated: its answer would be noise.
     """
     places: list[Place] = []
-    for owner, rule, here in _rules(value, schema, path):
+    for owner, rule, here in _rules(_typed(value, schema), schema, path):
         field = tuple(rule.get("fieldPath", "").split(".")[1:])
         target = (*here, *field)
         if any(_touches(other, here, target) for other in wrong) or _holds(rule["rule"], owner, bool(wrong)):
@@ -60,6 +60,18 @@ def _holds(rule: str, value: Any, excused: bool) -> bool:
         if excused:
             return True
         raise
+
+
+def _typed(value: Any, schema: Schema) -> Any:
+    """``value`` with whole numbers as floats where the schema says number: JSON has no such difference, CEL has."""
+    if schema.get("type") == "number" and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, dict):
+        properties = schema.get("properties", {})
+        return {name: _typed(item, properties.get(name, {})) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item, schema.get("items", {})) for item in value]
+    return value
 
 
 def _at(value: Any, field: tuple[str, ...]) -> Any:

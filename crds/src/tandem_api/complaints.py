@@ -6,8 +6,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
+from tandem_api.field_paths import Place
 from tandem_api.scalars import PATTERNS
 
 type Schema = Mapping[str, Any]
@@ -34,8 +36,17 @@ _BOUNDS = {
 }
 
 
-def complaint(details: Mapping[str, Any], schema: Schema) -> str:
-    """One of pydantic's errors as a sentence. ``schema`` is that of the model that was validated."""
+def complaints(error: ValidationError, schema: Schema) -> list[Place]:
+    """Pydantic's errors as sentences, each with its field. ``schema`` is that of the model that was validated."""
+    return [(details["loc"], _complaint(details, schema)) for details in error.errors() if not _is_echo(details)]
+
+
+def _is_echo(details: Mapping[str, Any]) -> bool:
+    """Whether pydantic calls a list too short only because some of its items are wrong."""
+    return bool(details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"])
+
+
+def _complaint(details: Mapping[str, Any], schema: Schema) -> str:
     kind, location, given = details["type"], details["loc"], details["input"]
     context = details.get("ctx", {})
     if kind == "missing":
@@ -104,7 +115,10 @@ def _unknown_field(schema: Schema, location: tuple[str | int, ...]) -> str:
 def _part(schema: Schema, location: tuple[str | int, ...]) -> Schema:
     """The schema of a field; empty where the schema says nothing of it."""
     for step in location:
-        schema = schema.get("items", {}) if isinstance(step, int) else schema.get("properties", {}).get(step, {})
+        if isinstance(step, int):
+            schema = schema.get("items", {})
+        else:
+            schema = schema.get("properties", {}).get(step, schema.get("additionalProperties", {}))
     return schema
 
 

@@ -2,7 +2,6 @@
 """The file that a user writes: read as kubectl reads it, judged as the API server judges it, with line numbers."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from pydantic import ValidationError
 
 from tandem_api import API_VERSION, GROUP, KIND
 from tandem_api.cel import broken_rules
-from tandem_api.complaints import closest, complaint, found
+from tandem_api.complaints import closest, complaints, found
 from tandem_api.errors import Problem, UserError
 from tandem_api.field_paths import FieldPath, Place, dotted
 from tandem_api.metadata import metadata_problems
@@ -92,11 +91,7 @@ def spec_problems(spec: dict[str, Any]) -> list[Place]:
     try:
         job = parse_spec(whole)
     except ValidationError as error:
-        places = [
-            (("spec", *details["loc"]), complaint(details, schema))
-            for details in error.errors()
-            if not _is_echo(details)
-        ]
+        places = [(("spec", *path), message) for path, message in complaints(error, schema)]
     places += broken_rules(whole, schema, ("spec",), tuple(path for path, _ in places))
     if job is not None and job.model.source.random is not None:
         where = ("spec", "model", "source", "random")
@@ -152,11 +147,6 @@ def _top_level(value: dict[str, Any]) -> list[Place]:
     if not isinstance(value.get("spec"), dict):
         places.append((("spec",), f"must be a mapping; {found(value.get('spec'))}"))
     return places
-
-
-def _is_echo(details: Mapping[str, Any]) -> bool:
-    """Whether pydantic calls a list too short only because some of its items are wrong."""
-    return bool(details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"])
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -29,9 +29,17 @@ MAX_SCALAR = 32
 """Characters of a duration or quantity; a bound that the API server's cost estimates need."""
 
 PATH_PATTERN = r"^/[^\s]*$"
+URL_PATTERN = r"^https?://[^\s]+$"
+LABEL_PATTERN = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
+CALLABLE_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
-PATTERNS = {PATH_PATTERN: "an absolute path without spaces, such as /data/prompts.jsonl"}
-"""What the regular expressions of the contract mean, for people. Models add theirs beside the field."""
+PATTERNS = {
+    PATH_PATTERN: "an absolute path without spaces, such as /data/prompts.jsonl",
+    URL_PATTERN: "a URL such as http://judge:8000/v1",
+    LABEL_PATTERN: "lower case letters, digits and hyphens",
+    CALLABLE_PATTERN: "module:function, such as my_rewards:score",
+}
+"""What the regular expressions of the contract mean, for people."""
 
 
 def seconds_of(text: Any) -> float:

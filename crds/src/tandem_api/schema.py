@@ -49,13 +49,27 @@ _COLUMNS = (
 @cache
 def spec_schema() -> Schema:
     """The structural schema of ``spec``. Shared: do not change it."""
-    return _of_model(RLJobSpec)
+    return structural(RLJobSpec)
 
 
 @cache
 def status_schema() -> Schema:
     """The structural schema of ``status``, without defaults: it shows what was observed and nothing else."""
-    return _without_defaults(_of_model(RLJobStatus))
+    return _without_defaults(structural(RLJobStatus))
+
+
+def structural(model: type[BaseModel]) -> Schema:
+    """The structural schema of a model, with the rules of it and of the models within it."""
+    properties = {str(field.alias or name): _of_field(field) for name, field in model.model_fields.items()}
+    required = [str(field.alias or name) for name, field in model.model_fields.items() if field.is_required()]
+    rules: tuple[Rule, ...] = getattr(model, "RULES", ())
+    schema: Schema = {"type": "object", "description": _paragraph(model.__doc__ or "")}
+    if required:
+        schema["required"] = required
+    schema["properties"] = properties
+    if rules:
+        schema[RULES] = [_rule(rule) for rule in rules]
+    return schema
 
 
 def defaulted(value: Any, schema: Schema) -> Any:
@@ -118,7 +132,7 @@ def _root() -> Schema:
         "properties": {
             "apiVersion": {"type": "string", "description": "Version of this schema: tandem-rl.dev/v1alpha1."},
             "kind": {"type": "string", "description": "RLJob."},
-            "metadata": {"type": "object"},
+            "metadata": {"type": "object", "properties": {"name": {"type": "string"}}},
             "spec": spec_schema() | {"description": "What is wanted."},
             "status": status_schema() | {"description": "What is, written by the operator."},
         },
@@ -134,19 +148,6 @@ def _column(name: str, kind: str, path: str, description: str, priority: int) ->
 def _rule(rule: Rule) -> dict[str, str]:
     path = {"fieldPath": f".{rule.field}"} if rule.field else {}
     return {"rule": rule.cel, "message": rule.message} | path
-
-
-def _of_model(model: type[BaseModel]) -> Schema:
-    properties = {str(field.alias or name): _of_field(field) for name, field in model.model_fields.items()}
-    required = [str(field.alias or name) for name, field in model.model_fields.items() if field.is_required()]
-    rules: tuple[Rule, ...] = getattr(model, "RULES", ())
-    schema: Schema = {"type": "object", "description": _paragraph(model.__doc__ or "")}
-    if required:
-        schema["required"] = required
-    schema["properties"] = properties
-    if rules:
-        schema[RULES] = [_rule(rule) for rule in rules]
-    return schema
 
 
 def _of_field(field: FieldInfo) -> Schema:
@@ -169,7 +170,7 @@ def _of_type(annotation: Any, metadata: tuple[Any, ...]) -> Schema:
     if get_origin(annotation) is tuple:
         return {"type": "array", **_bounds(metadata), "items": _of_type(get_args(annotation)[0], ())}
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return _of_model(annotation)
+        return structural(annotation)
     return _openapi(_adapter(annotation, metadata).json_schema())
 
 
@@ -188,8 +189,11 @@ def _bounds(metadata: tuple[Any, ...]) -> Schema:
 
 
 def _openapi(schema: Schema) -> Schema:
-    """JSON Schema's spelling of a scalar -> OpenAPI 3.0's."""
-    schema = {key: value for key, value in schema.items() if key not in ("title", "description")}
+    """JSON Schema's spelling -> OpenAPI 3.0's, in which an object has either properties or additionalProperties."""
+    schema = {key: value for key, value in schema.items() if key != "title"}
+    if "properties" in schema:
+        del schema["additionalProperties"]
+        schema["properties"] = {key: _openapi(part) for key, part in schema["properties"].items()}
     for exclusive, bound, step in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
         if exclusive not in schema:
             continue

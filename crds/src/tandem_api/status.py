@@ -61,13 +61,13 @@ class SwitchStatus(Contract):
 class PhaseSeconds(Contract):
     """Time spent in each phase so far, in seconds."""
 
-    start: float = 0.0
-    warmup: float = 0.0
-    rollout: float = 0.0
-    release: float = 0.0
-    train: float = 0.0
-    handoff: float = 0.0
-    recover: float = 0.0
+    start: float = Field(0.0, description="Engines starting, trainers loading.")
+    warmup: float = Field(0.0, description="Supervised warm-up.")
+    rollout: float = Field(0.0, description="Rollout.")
+    release: float = Field(0.0, description="Engines giving back the device.")
+    train: float = Field(0.0, description="Training.")
+    handoff: float = Field(0.0, description="Weights into the engines.")
+    recover: float = Field(0.0, description="Recovery from failures.")
 
 
 class BufferStatus(Contract):

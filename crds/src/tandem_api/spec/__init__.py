@@ -49,8 +49,19 @@ class RLJobSpec(Contract):
             "trainer.parallelism",
         ),
         Rule(
+            f"(self.hybrid.replicas * {_RANKS}) % "
+            "(self.trainer.parallelism.expert * self.trainer.parallelism.pipeline) == 0",
+            "expert x pipeline must divide the number of trainer ranks",
+            "trainer.parallelism.expert",
+        ),
+        Rule(
+            "self.trainer.optimizer.finalLearningRate <= self.trainer.optimizer.learningRate",
+            "finalLearningRate must not exceed learningRate: the learning rate decays towards it",
+            "trainer.optimizer.finalLearningRate",
+        ),
+        Rule(
             f"{_RANKS} % self.engine.tensorParallel == 0",
-            "engine.tensorParallel must divide the accelerators of a pod (or ranksPerPod on CPU)",
+            "engine.tensorParallel must divide the accelerators of a pod (or ranksPerPod on CPU), and not exceed them",
             "engine.tensorParallel",
         ),
         Rule(

@@ -24,15 +24,19 @@ class RolloutSpec(Contract):
     samples_per_prompt: int = Field(
         8, ge=2, le=1024, description="Responses a prompt; at least 2, since their mean is the baseline."
     )
-    max_tokens: int = Field(2048, gt=0, description="Longest response, in tokens.")
+    max_tokens: int = Field(2048, gt=0, le=2**31 - 1, description="Longest response, in tokens.")
     token_budget: int | None = Field(
         None,
         gt=0,
+        le=2**31 - 1,
         description="New tokens a trajectory gets in one iteration; what is unfinished goes on in the next (partial "
         "rollouts, section 2.6.2). Absent: every response is finished in its iteration.",
     )
     overlap_iterations: int = Field(
-        4, ge=0, description="Age in iterations of the oldest segment that a batch may contain (partial rollouts)."
+        4,
+        ge=0,
+        le=1_000_000,
+        description="Age in iterations of the oldest segment that a batch may contain (partial rollouts).",
     )
     temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling; 1 keeps every token.")
@@ -45,7 +49,7 @@ class MirrorDescent(Contract):
     tau: float = Field(0.1, gt=0, description="Weight of the squared log-ratio to the iteration's first policy.")
     epochs: int = Field(1, gt=0, le=64, description="Passes over an iteration's batch.")
     batch_prompts: int | None = Field(
-        None, gt=0, description="Prompts an optimizer step; absent: all of the iteration's in one step."
+        None, gt=0, le=65536, description="Prompts an optimizer step; absent: all of the iteration's in one step."
     )
     exclude_stale_segments: bool = Field(
         False, description="Leave tokens that older weights wrote out of the loss (partial rollouts)."
@@ -56,13 +60,13 @@ class LengthPenalty(Contract):
     """Shorter correct answers are worth more (section 2.3.3)."""
 
     weight: float = Field(0.5, ge=0, description="Factor of the length reward.")
-    warmup_iterations: int = Field(10, ge=0, description="Iterations without it at the start.")
+    warmup_iterations: int = Field(10, ge=0, le=1_000_000, description="Iterations without it at the start.")
 
 
 class Curriculum(Contract):
     """Easy prompts first (section 2.3.4)."""
 
-    iterations: int = Field(gt=0, description="Iterations until all prompts are open.")
+    iterations: int = Field(gt=0, le=1_000_000, description="Iterations until all prompts are open.")
     initial_fraction: float = Field(0.3, gt=0, le=1, description="Share of the easiest prompts to start with.")
 
 

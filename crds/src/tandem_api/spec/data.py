@@ -15,7 +15,7 @@ class ReasoningGym(Contract):
 
     task: str = Field(min_length=1, max_length=128, description="Name of the task, for example chain_sum.")
     size: int = Field(gt=0, le=10_000_000, description="How many problems to make.")
-    seed: int | None = Field(None, ge=0, description="Seed of the problems; absent: the job's seed.")
+    seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Seed of the problems; absent: the job's seed.")
     config: Fragment = Field(default_factory=dict, description="The task's own settings, for example {max_terms: 3}.")
 
 
@@ -54,7 +54,9 @@ class Evaluation(Contract):
 
     path: AbsolutePath | None = Field(None, description="JSONL file with one record a line.")
     reasoning_gym: ReasoningGym | None = Field(None, description="Problems made by the package reasoning-gym.")
-    every_iterations: int = Field(5, gt=0, description="Evaluate before every n-th iteration, and after the last.")
+    every_iterations: int = Field(
+        5, gt=0, le=1_000_000, description="Evaluate before every n-th iteration, and after the last."
+    )
     samples_per_prompt: int = Field(
         1, gt=0, le=64, description="Answers a prompt; 1 is greedy, more are drawn at rollout.temperature."
     )

@@ -7,9 +7,9 @@ from typing import Annotated
 from pydantic import Field
 
 from tandem_api.base import Contract
-from tandem_api.scalars import Bytes, Fragment
+from tandem_api.kubernetes import Environment, PodOverlay, Resources
+from tandem_api.scalars import Bytes, SomeBytes
 
-Environment = tuple[Fragment, ...]
 Arguments = tuple[Annotated[str, Field(max_length=4096)], ...]
 
 
@@ -53,7 +53,7 @@ class HybridSpec(Contract):
         le=64,
         description="Trainer ranks a pod on CPU; with accelerators it is their count and this is ignored.",
     )
-    template: Fragment = Field(
+    template: PodOverlay = Field(
         default_factory=dict,
         description="Pod metadata and spec laid over the generated pod template: nodeSelector, tolerations, volumes, "
         "priorityClassName and so on.",
@@ -64,7 +64,7 @@ class ProgramSpec(Contract):
     """What the operator's defaults for a container can be replaced with."""
 
     image: str | None = Field(None, max_length=512, description="Container image; absent: the operator's own version.")
-    resources: Fragment = Field(default_factory=dict, description="Kubernetes resource requests and limits.")
+    resources: Resources = Field(default_factory=dict, description="Kubernetes resource requests and limits.")
     env: Environment = Field((), max_length=256, description="Kubernetes environment variables added to the container.")
     extra_args: Arguments = Field((), max_length=256, description="Arguments added to the program's command line.")
 
@@ -112,7 +112,10 @@ class TrainerSpec(ProgramSpec):
     parallelism: Parallelism = Field(default_factory=Parallelism, description="How the model is spread over the ranks.")
     optimizer: Optimizer = Field(default_factory=Optimizer, description="How the weights are updated.")
     micro_batch_tokens: int = Field(
-        16384, gt=0, description="Most tokens of a microbatch on one rank; samples are grouped by length to fill it."
+        16384,
+        gt=0,
+        le=2**31 - 1,
+        description="Most tokens of a microbatch on one rank; samples are grouped by length to fill it.",
     )
 
 
@@ -128,9 +131,11 @@ class EngineSpec(ProgramSpec):
     """The vLLM engine."""
 
     tensor_parallel: int = Field(1, gt=0, le=64, description="Tensor parallel size of the engine within a pod.")
-    max_model_len: int = Field(4096, gt=1, description="Longest prompt and response together, in tokens.")
+    max_model_len: int = Field(4096, gt=1, le=2**31 - 1, description="Longest prompt and response together, in tokens.")
     max_concurrent: int = Field(256, gt=0, le=4096, description="Most trajectories that one engine works on at a time.")
-    kv_cache: Bytes = Field(2**30, description="KV cache of a CPU engine (VLLM_CPU_KVCACHE_SPACE); no effect on a GPU.")
+    kv_cache: SomeBytes = Field(
+        2**30, description="KV cache of a CPU engine (VLLM_CPU_KVCACHE_SPACE); no effect on a GPU."
+    )
     release: Release = Field(
         Release.SLEEP,
         description="Sleep frees the engine's device memory and keeps the process; Stop ends the process; Keep frees "

@@ -6,7 +6,8 @@ from enum import StrEnum
 from pydantic import Field
 
 from tandem_api.base import Contract
-from tandem_api.scalars import Bytes, Fragment, Seconds
+from tandem_api.kubernetes import Environment, PodOverlay, Resources
+from tandem_api.scalars import Seconds, SomeBytes
 
 
 class Verify(StrEnum):
@@ -19,7 +20,7 @@ class Verify(StrEnum):
 class HandoffSpec(Contract):
     """How weights go from trainer to engine."""
 
-    bucket: Bytes = Field(2**30, description="Size of a shared-memory bucket; two are alive at a time.")
+    bucket: SomeBytes = Field(2**30, description="Size of a shared-memory bucket; two are alive at a time.")
     verify: Verify = Field(
         Verify.NAMES,
         description="Names: names, shapes, types and their digest. Checksums: every byte as well.",
@@ -35,12 +36,14 @@ class CheckpointVolume(Contract):
 class CheckpointSpec(Contract):
     """When and where training state is saved."""
 
-    every_iterations: int = Field(10, gt=0, description="Save after every n-th iteration, and at the end.")
+    every_iterations: int = Field(
+        10, gt=0, le=1_000_000, description="Save after every n-th iteration, and at the end."
+    )
     keep: int = Field(3, gt=0, le=1000, description="Newest checkpoints that are kept.")
     volume: CheckpointVolume | None = Field(
         None, description="Claim that all hybrid pods mount; absent: Tandem makes one of checkpoint.size for the job."
     )
-    size: Bytes = Field(10 * 2**30, description="Size of the claim that Tandem makes.")
+    size: SomeBytes = Field(10 * 2**30, description="Size of the claim that Tandem makes.")
     export: bool = Field(True, description="Write the final weights in Hugging Face's layout on success.")
 
 
@@ -68,11 +71,13 @@ class RunPolicy(Contract):
         False, description="Drain, save a checkpoint and free the accelerators until this is false again."
     )
     ttl_seconds_after_finished: int | None = Field(
-        None, ge=0, description="Delete the RLJob this long after it ended; absent: never."
+        None, ge=0, le=2**31 - 1, description="Delete the RLJob this long after it ended; absent: never."
     )
-    active_deadline_seconds: int | None = Field(None, gt=0, description="Fail a job that runs longer than this.")
+    active_deadline_seconds: int | None = Field(
+        None, gt=0, le=2**31 - 1, description="Fail a job that runs longer than this."
+    )
     max_restarts: int = Field(
-        10, ge=0, description="Recoveries from failures before the job fails; disruptions do not count."
+        10, ge=0, le=1_000_000, description="Recoveries from failures before the job fails; disruptions do not count."
     )
 
 
@@ -80,11 +85,11 @@ class OrchestratorSpec(Contract):
     """The central master's pod."""
 
     image: str | None = Field(None, max_length=512, description="Container image; absent: the operator's own version.")
-    resources: Fragment = Field(default_factory=dict, description="Kubernetes resource requests and limits.")
-    env: tuple[Fragment, ...] = Field((), max_length=256, description="Kubernetes environment variables added to it.")
-    template: Fragment = Field(
+    resources: Resources = Field(default_factory=dict, description="Kubernetes resource requests and limits.")
+    env: Environment = Field((), max_length=256, description="Kubernetes environment variables added to it.")
+    template: PodOverlay = Field(
         default_factory=dict,
         description="Pod metadata and spec laid over the generated pod template, for example volumes with prompts.",
     )
-    storage: Bytes = Field(10 * 2**30, description="Size of the replay buffer's volume.")
+    storage: SomeBytes = Field(10 * 2**30, description="Size of the replay buffer's volume.")
     storage_class_name: str | None = Field(None, max_length=253, description="StorageClass of it; absent: the default.")

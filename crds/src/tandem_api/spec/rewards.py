@@ -7,7 +7,7 @@ from pydantic import Field
 
 from tandem_api.base import Contract
 from tandem_api.rules import Rule, exactly_one_of
-from tandem_api.scalars import Bytes, Seconds
+from tandem_api.scalars import CALLABLE_PATTERN, LABEL_PATTERN, URL_PATTERN, Seconds, SomeBytes
 
 Pattern = Annotated[str, Field(min_length=1, max_length=1024)]
 
@@ -40,7 +40,7 @@ class PythonReward(Contract):
     """A callable of yours: ``score(record: dict, response: str) -> float``."""
 
     callable: str = Field(
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        pattern=CALLABLE_PATTERN,
         max_length=512,
         description="module:function, importable by the orchestrator.",
     )
@@ -51,16 +51,14 @@ class CodeReward(Contract):
     """The share of the record's tests that the program in the response passes, or 1 if all and 0 otherwise."""
 
     timeout: Seconds = Field(10.0, description="Longest run of one test.")
-    memory: Bytes = Field(512 * 2**20, description="Most memory of one test.")
+    memory: SomeBytes = Field(512 * 2**20, description="Most memory of one test.")
     partial: bool = Field(False, description="Score the share of tests passed instead of all or nothing.")
 
 
 class JudgeReward(Contract):
     """A reward model behind an OpenAI-compatible URL that reasons and then gives a JSON verdict."""
 
-    url: str = Field(
-        pattern=r"^https?://[^\s]+$", max_length=1024, description="Base URL, for example http://judge:8000/v1."
-    )
+    url: str = Field(pattern=URL_PATTERN, max_length=1024, description="Base URL, for example http://judge:8000/v1.")
     model: str = Field(min_length=1, max_length=256, description="Model name to ask for.")
     template: str | None = Field(
         None, max_length=16384, description="Jinja template of the question to the judge; absent: the built-in one."
@@ -71,7 +69,7 @@ class JudgeReward(Contract):
 class Reward(Contract):
     """One way to score: exactly one of the kinds."""
 
-    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63, description="Unique name.")
+    name: str = Field(pattern=LABEL_PATTERN, max_length=63, description="Unique name.")
     domains: tuple[Annotated[str, Field(max_length=128)], ...] = Field(
         (), max_length=64, description="Domains of the prompts that it scores; empty: all."
     )
