@@ -32,7 +32,7 @@ class CheckpointUnreadable(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What a checkpoint says of itself: state after ``iteration``, whose weights are ``weight_version``."""
+    """What a checkpoint says of itself: ``iteration`` iterations are done, and the weights are ``weight_version``."""
 
     iteration: int
     weight_version: int

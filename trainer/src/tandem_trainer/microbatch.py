@@ -5,6 +5,7 @@ Samples of similar length are padded to the longest among them. What a minibatch
 depend on the cut: samples carry their weights with them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -101,6 +102,21 @@ def build(batch: Batch, chosen: Tensor, credit: Credit, device: torch.device, mu
             )
         )
     )
+
+
+def probe(tokens: Sequence[int], device: torch.device, multiple: int = 1) -> Microbatch:
+    """One sample with every token but the first scored."""
+    length = len(tokens)
+    batch = Batch(
+        torch.tensor(tokens),
+        torch.tensor([0, length]),
+        torch.ones(length),
+        torch.zeros(length),
+        torch.zeros(length),
+        torch.zeros(1),
+        torch.zeros(1),
+    )
+    return build(batch, torch.tensor([0]), Credit(torch.zeros(1), torch.zeros(1)), device, multiple)
 
 
 def _empty(device: torch.device, multiple: int) -> Microbatch:

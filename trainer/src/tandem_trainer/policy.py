@@ -23,8 +23,8 @@ from tandem_api.spec.hybrid import Optimizer
 from tandem_trainer.bridge import WeightSource, build_bridge, build_stage
 from tandem_trainer.device import Device
 from tandem_trainer.megatron_fixes import give_state, parts
-from tandem_trainer.microbatch import Microbatch
-from tandem_trainer.parallel import Layout
+from tandem_trainer.microbatch import Microbatch, probe
+from tandem_trainer.parallel import Layout, from_last_stage
 from tandem_trainer.weights import FullWeights
 
 Loss = Callable[[Microbatch, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -96,7 +96,20 @@ class Policy:
         self._full_weights = self._full_weights or FullWeights(self._bridge, self.module)
         return self._full_weights
 
-    def run(self, microbatches: Sequence[Microbatch], loss: Loss, *, forward_only: bool) -> list[dict[str, Tensor]]:
+    def log_probs(self, tokens: Sequence[int]) -> tuple[float, ...]:
+        """Log-probs of ``tokens[1:]``, each given those before it, at temperature 1. The same on every rank."""
+        found: list[float] = []
+
+        def keep(_: Microbatch, log_probs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            found.extend(log_probs[0].tolist())
+            return log_probs.sum(), {}
+
+        self.run([probe(tokens, self.device.torch_device)], keep, forward_only=True, temperature=1.0)
+        return tuple(from_last_stage(found)[: len(tokens) - 1])
+
+    def run(
+        self, microbatches: Sequence[Microbatch], loss: Loss, *, forward_only: bool, temperature: float | None = None
+    ) -> list[dict[str, Tensor]]:
         """Forward (and backward) over this rank's microbatches; every rank must bring the same number.
 
         ``loss`` gets a microbatch and its log-probs, float32 [b, s], and returns what to differentiate and what to
@@ -109,7 +122,7 @@ class Policy:
                 chunk.zero_grad_buffer()
         with torch.set_grad_enabled(not forward_only):
             reports: list[dict[str, Tensor]] = get_forward_backward_func()(
-                forward_step_func=partial(self._forward_step, loss),
+                forward_step_func=partial(self._forward_step, loss, temperature or self.temperature),
                 data_iterator=iter(microbatches),
                 model=self.chunks,
                 num_microbatches=len(microbatches),
@@ -133,13 +146,15 @@ class Policy:
         self.optimizer.zero_grad()
         return float(norm)
 
-    def _forward_step(self, loss: Loss, data: Iterator[Microbatch], model: Any) -> tuple[Tensor, Callable[..., Any]]:
+    def _forward_step(
+        self, loss: Loss, temperature: float, data: Iterator[Microbatch], model: Any
+    ) -> tuple[Tensor, Callable[..., Any]]:
         microbatch = next(data)
         output = model(
             microbatch.inputs,
             microbatch.positions,
             None,
-            output_processor=self._log_probs,
+            output_processor=partial(self._log_probs, temperature),
             output_processor_context=microbatch,
         )
 
@@ -150,7 +165,14 @@ class Policy:
         return output, on_last_stage
 
     def _log_probs(
-        self, *, hidden_states: Tensor, output_layer: Any, output_weight: Tensor | None, context: Microbatch, **_: Any
+        self,
+        temperature: float,
+        *,
+        hidden_states: Tensor,
+        output_layer: Any,
+        output_weight: Tensor | None,
+        context: Microbatch,
+        **_: Any,
     ) -> Tensor:
         """Log-probs of the targets, float32 [b, s]; zero where the microbatch scores nothing.
 
@@ -166,8 +188,8 @@ class Policy:
             picked = hidden_states.transpose(0, 1).flatten(0, 1)[scored, None]
             logits, _ = output_layer(picked, weight=output_weight)
         logits = self._without_padding(logits)
-        if self.temperature != 1.0:
-            logits = logits / self.temperature
+        if temperature != 1.0:
+            logits = logits / temperature
         log_probs = -vocab_parallel_cross_entropy(logits, targets[scored, None])
         dense = torch.zeros(targets.shape, dtype=torch.float32, device=log_probs.device)
         return dense.index_put((scored,), log_probs.squeeze(1).float()).view(shape)

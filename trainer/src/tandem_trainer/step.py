@@ -42,7 +42,7 @@ class IterationSettings:
 def train_iteration(
     policy: Policy, batch: Batch, settings: IterationSettings, iteration: int, version: int
 ) -> IterationResult:
-    """Update the policy, whose weights are ``version``, on the batch of ``iteration`` (1-based). Collective."""
+    """Update the policy, whose weights are ``version``, on the batch of ``iteration`` (from 0). Collective."""
     started = perf_counter()
     objective = objective_of(settings.algorithm)
     descent = settings.algorithm.mirror_descent
@@ -76,8 +76,8 @@ def train_iteration(
 
 
 def learning_rate(settings: Optimizer, iteration: int, iterations: int) -> float:
-    """Learning rate of ``iteration`` (1-based) of ``iterations``; a decay starts at ``learningRate``."""
-    done = min(1.0, (iteration - 1) / max(1, iterations))
+    """Learning rate of ``iteration`` (from 0) of ``iterations``; a decay starts at ``learningRate``."""
+    done = min(1.0, iteration / iterations)
     left = {
         DecayKind.CONSTANT: 1.0,
         DecayKind.LINEAR: 1.0 - done,

@@ -59,7 +59,7 @@ class Trainer:
 
     Life cycle: ``load`` builds the policy (once) and fills it; ``warmup`` and ``step`` change it; ``export`` shows it
     to the engine and leaves the device, which the next command takes again; ``checkpoint`` and ``finish`` write it.
-    ``_counters`` say what the weights now are, and ``_saved`` which of their states is on disk already.
+    ``_counters`` say how many iterations the weights have seen, ``_saved`` which state is on disk already.
     """
 
     def __init__(self, job: Job, places: Places, device: Device, layout: parallel.Layout) -> None:
@@ -138,11 +138,7 @@ class Trainer:
 
     def _step(self, command: TrainStep) -> TrainerReply:
         policy = self._ready()
-        if command.iteration != self._counters.iteration + 1:
-            raise CommandRefused(
-                f"iteration {command.iteration} was asked for, but the weights are those after iteration "
-                f"{self._counters.iteration}; load the checkpoint of iteration {command.iteration - 1} first"
-            )
+        self._require_iterations(command.iteration)
         started = perf_counter()
         most = self._spec.samples_per_iteration * (
             self._spec.engine.max_model_len * _BYTES_PER_TOKEN + _BYTES_PER_SAMPLE
@@ -151,7 +147,7 @@ class Trainer:
         fetched = perf_counter()
         settings = IterationSettings(self._spec.algorithm, self._spec.trainer, self._spec.iterations, self._spec.seed)
         result = train_iteration(policy, batch, settings, command.iteration, command.weight_version)
-        self._counters = Counters(command.iteration, command.weight_version + 1)
+        self._counters = Counters(command.iteration + 1, command.weight_version + 1)
         log.info("the policy is updated", iteration=command.iteration, loss=result.measured["loss"])
         return self._report(result, fetched - started, save=command.save)
 
@@ -167,27 +163,24 @@ class Trainer:
     def _export(self, command: Export) -> TrainerReply:
         policy = self._ready(for_training=False)
         policy.offload(weights=False)
+        probed = policy.log_probs(command.probe) if command.probe else ()
         started = perf_counter()
-        weights = policy.full_weights()
-        if self._exporter is None:
-            drain(weights)
-            reply = TrainerReply(seconds={"export": perf_counter() - started})
-        else:
-            manifest = self._exporter.export(command.weight_version, weights, command.timeout)
-            reply = TrainerReply(
-                digest=manifest.digest,
-                measured={"bytes": float(manifest.nbytes), "tensors": float(manifest.tensors)},
-                seconds={"export": perf_counter() - started},
-            )
+        reply = self._serve_weights(policy, command)
+        seconds = {"export": perf_counter() - started}
         policy.offload(weights=True)
-        return reply
+        return reply.model_copy(update={"probe_logprobs": probed, "seconds": seconds})
+
+    def _serve_weights(self, policy: Policy, command: Export) -> TrainerReply:
+        if self._exporter is None:
+            drain(policy.full_weights())
+            return TrainerReply()
+        manifest = self._exporter.export(command.weight_version, policy.full_weights(), command.timeout)
+        return TrainerReply(
+            digest=manifest.digest, measured={"bytes": float(manifest.nbytes), "tensors": float(manifest.tensors)}
+        )
 
     def _checkpoint(self, command: Checkpoint) -> TrainerReply:
-        if command.iteration != self._counters.iteration:
-            raise CommandRefused(
-                f"a checkpoint of iteration {command.iteration} was asked for, but the weights are those after "
-                f"iteration {self._counters.iteration}"
-            )
+        self._require_iterations(command.iteration)
         started = perf_counter()
         return TrainerReply(path=self._save(), seconds={"checkpoint": perf_counter() - started})
 
@@ -199,6 +192,13 @@ class Trainer:
         directory = self._places.checkpoint_dir / "hf"
         export_hugging_face(policy.full_weights(), policy.hf_config, self._model_directory, directory)
         return TrainerReply(path=str(directory), seconds={"export": perf_counter() - started})
+
+    def _require_iterations(self, done: int) -> None:
+        if done != self._counters.iteration:
+            raise CommandRefused(
+                f"the command is for weights after {done} iterations, but this rank holds those after "
+                f"{self._counters.iteration}; load a checkpoint of iteration {done} first"
+            )
 
     def _save(self) -> str:
         policy = self._ready()
