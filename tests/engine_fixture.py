@@ -97,9 +97,9 @@ class Engine:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._http = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://engine", timeout=120
-        )
+        # After an answer of 500 the server closes the connection, so none is used twice.
+        transport = httpx.HTTPTransport(uds=str(self.socket), limits=httpx.Limits(max_keepalive_connections=0))
+        self._http = httpx.Client(transport=transport, base_url="http://engine", timeout=120)
 
     def wait(self) -> None:
         """Returns when the engine answers; fails with the end of its log."""
@@ -116,6 +116,10 @@ class Engine:
     def call(self, route: str, body: dict[str, Any] | None = None) -> httpx.Response:
         """POST, whatever the answer's status."""
         return self._http.post(route, json=body)
+
+    def get(self, route: str) -> httpx.Response:
+        """GET, which must succeed."""
+        return self._http.get(route).raise_for_status()
 
     def report(self) -> dict[str, Any]:
         """The worker's handoff report."""

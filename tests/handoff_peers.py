@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The other end of a handoff, in a process of its own."""
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
@@ -42,8 +43,14 @@ def contents(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Content]:
     return {name: content(tensor) for name, tensor in tensors}
 
 
+def counting(length: int) -> torch.Tensor:
+    """float32 [length], what an exporting peer sends."""
+    return torch.arange(length, dtype=torch.float32)
+
+
 def open_descriptors() -> int:
-    """How many descriptors this process has open."""
+    """How many descriptors this process has open, after garbage of earlier tests is gone."""
+    gc.collect()
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
@@ -82,7 +89,9 @@ def importing_peer(socket_path: Path) -> Iterator[Peer]:
 
 @contextmanager
 def exporting_peer(socket_path: Path, bucket_bytes: int, verify: Verify = Verify.NAMES) -> Iterator[Peer]:
-    """A process with an exporter. Commands: version, tensors, timeout, the tensor before which to die (or None)."""
+    """A process with an exporter. Commands: version, names and lengths of `counting` tensors, timeout,
+    the tensor before which to die (or None).
+    """
     with _peer(_export, socket_path, bucket_bytes, verify) as peer:
         assert peer.reply() == "listening"
         yield peer
@@ -125,19 +134,19 @@ def _export(commands: Connection, socket_path: Path, bucket_bytes: int, verify: 
     with Exporter(socket_path, bucket_bytes, verify=verify) as exporter:
         commands.send("listening")
         while True:
-            version, tensors, timeout, fatal_tensor = commands.recv()
+            version, lengths, timeout, fatal_tensor = commands.recv()
             try:
-                commands.send(exporter.export(version, _until(tensors, fatal_tensor), timeout))
+                commands.send(exporter.export(version, _until(lengths, fatal_tensor), timeout))
             except HandoffError as error:
                 commands.send(_plain(error))
 
 
-def _until(tensors: list[tuple[str, torch.Tensor]], fatal: int | None) -> Iterator[tuple[str, torch.Tensor]]:
-    for index, item in enumerate(tensors):
+def _until(shapes: dict[str, int], fatal: int | None) -> Iterator[tuple[str, torch.Tensor]]:
+    for index, (name, length) in enumerate(shapes.items()):
         if index == fatal:
             os._exit(9)
-        yield item
-    if fatal == len(tensors):
+        yield name, counting(length)
+    if fatal == len(shapes):
         os._exit(9)
 
 

@@ -63,8 +63,16 @@ class Channel:
                 raise self._last_words() or lost from error
             raise lost from error
 
-    def receive(self, deadline: Deadline, waiting_for: str) -> tuple[dict[str, Any], int | None]:
-        """The next frame and the descriptor that came with it, which is then the caller's to close.
+    def receive(self, deadline: Deadline, waiting_for: str) -> dict[str, Any]:
+        """The next frame; see `receive_with_descriptor`. A descriptor with it is a breach of protocol."""
+        message, descriptor = self.receive_with_descriptor(deadline, waiting_for)
+        if descriptor is not None:
+            os.close(descriptor)
+            raise ProtocolError(f"a descriptor came with {message['type']!r}, expected none")
+        return message
+
+    def receive_with_descriptor(self, deadline: Deadline, waiting_for: str) -> tuple[dict[str, Any], int | None]:
+        """The next frame and the descriptor that came with it, if one did, which is then the caller's to close.
 
         Raises:
             PeerRefusedError: the peer sent a refusal instead.
@@ -90,8 +98,8 @@ class Channel:
         """Tells the peer why this side gives up, if it still listens, and closes."""
         try:
             self.send({"type": "refuse", "reason": reason[:_MAX_REASON]}, Deadline(1.0))
-        except (PeerLostError, DeadlineExceededError):
-            pass  # a peer that is gone cannot be told
+        except HandoffError:
+            pass  # a peer that is gone or gave up itself need not be told
         finally:
             self.close()
 

@@ -15,7 +15,14 @@ import torch
 from tandem_handoff.channel import PROTOCOL, Channel, translated
 from tandem_handoff.checksums import checksum
 from tandem_handoff.deadline import Deadline
-from tandem_handoff.errors import HandoffError, PeerLostError, ProtocolError, TensorRefusedError, VersionMismatchError
+from tandem_handoff.errors import (
+    HandoffError,
+    PeerLostError,
+    PeerRefusedError,
+    ProtocolError,
+    TensorRefusedError,
+    VersionMismatchError,
+)
 from tandem_handoff.manifest import ALIGNMENT, Bucket, Manifest, TensorEntry, Verify, field
 from tandem_handoff.segments import Segment, allocate
 
@@ -115,10 +122,10 @@ class Exporter:
         while True:
             channel = Channel(self._accept_connection(deadline))
             try:
-                hello, _ = channel.receive(deadline, "the importer's hello")
+                hello = channel.receive(deadline, "the importer's hello")
                 self._welcome(channel, hello, version, deadline)
                 return channel, set(field(hello, "segments", list))
-            except PeerLostError:
+            except (PeerLostError, PeerRefusedError):
                 channel.close()
             except BaseException as error:
                 channel.refuse(str(error))
@@ -206,7 +213,7 @@ class _Stream:
         )
         while self._unreleased:
             self._await_release()
-        done, _ = self._channel.receive(self._deadline, "the importer's confirmation")
+        done = self._channel.receive(self._deadline, "the importer's confirmation")
         if done["type"] != "done" or done.get("digest") != manifest.digest:
             raise ProtocolError(f"the importer confirmed {done}, expected digest {manifest.digest}")
         return manifest
@@ -250,7 +257,7 @@ class _Stream:
         self._entries, self._used, self._content = [], 0, None
 
     def _await_release(self) -> None:
-        release, _ = self._channel.receive(self._deadline, f"the release of bucket {self._unreleased[0]}")
+        release = self._channel.receive(self._deadline, f"the release of bucket {self._unreleased[0]}")
         expected = self._unreleased.popleft()
         if release["type"] != "release" or release.get("index") != expected:
             raise ProtocolError(f"the importer sent {release}, expected the release of bucket {expected}")

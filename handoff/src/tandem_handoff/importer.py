@@ -85,13 +85,14 @@ class Importer:
         self._channel = channel = Channel(_connect(self._path, deadline))
         try:
             reception = _Reception(version, self._greet(channel, version, deadline), expected)
-            while (frame := channel.receive(deadline, "the next bucket"))[0]["type"] != "end":
+            while (frame := channel.receive_with_descriptor(deadline, "the next bucket"))[0]["type"] != "end":
                 bucket, segment = self._open(reception, *frame)
                 tensors = reception.views(bucket, segment.tensor())
                 yield tensors
                 tensors.clear()
                 segment.synchronize()
                 channel.send({"type": "release", "index": bucket.index}, deadline)
+            _close(frame[1])
             manifest = reception.complete(frame[0])
             channel.send({"type": "done", "digest": manifest.digest}, deadline)
         except BaseException as error:
@@ -127,7 +128,7 @@ class Importer:
         channel.send(
             {"type": "hello", "protocol": PROTOCOL, "version": version, "nonce": nonce, "segments": known}, deadline
         )
-        welcome, _ = channel.receive(deadline, f"the exporter to offer version {version}")
+        welcome = channel.receive(deadline, f"the exporter to offer version {version}")
         if welcome["type"] != "welcome" or welcome.get("nonce") != nonce:
             raise StaleStreamError(
                 f"the exporter's {welcome['type']!r} does not answer this handoff's hello: it belongs to another one"

@@ -4,7 +4,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -72,7 +72,7 @@ class TensorEntry:
         return cls(name, dtype, tuple(tensor.shape), offset, tensor.nbytes, checksum)
 
     @classmethod
-    def from_json(cls, message: Mapping[str, Any]) -> "TensorEntry":
+    def from_json(cls, message: Any) -> "TensorEntry":
         """Reads an entry from a frame.
 
         Raises:
@@ -169,12 +169,14 @@ class Manifest:
         return hashlib.sha256(json.dumps([self.version, rows], separators=(",", ":")).encode()).hexdigest()
 
 
-def field[T](message: Mapping[str, Any], name: str, kind: type[T]) -> T:
-    """A field of a frame.
+def field[T](message: Any, name: str, kind: type[T]) -> T:
+    """A field of a frame, or of an object within it.
 
     Raises:
         ProtocolError: it is missing, or of another type.
     """
+    if not isinstance(message, dict):
+        raise ProtocolError(f"{type(message).__name__} came where an object with {name!r} was expected")
     value = message.get(name)
     if type(value) is not kind:
         raise ProtocolError(f"field {name!r} is {type(value).__name__}, expected {kind.__name__}")
