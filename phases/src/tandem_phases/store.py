@@ -157,6 +157,12 @@ class Store:
             if isinstance(error, etcd_errors.UnauthenticatedError | etcd_errors.ConnectionFailedError | TimeoutError):
                 await self._disconnect()
             raise TryAgain(f"etcd did not answer: {error or type(error).__name__}") from error
+        except asyncio.CancelledError:
+            # gRPC cancels the calls on a channel that another task of ours closes; nobody cancelled this one.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise TryAgain("the connection to etcd was closed under the request") from None
 
     async def get(self, key: str) -> Entry | None:
         """The key as it is now."""
