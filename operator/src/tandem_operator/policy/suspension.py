@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tandem_api.messages.phases import DesiredState, PhaseName
 from tandem_api.rljob import RLJobObject
-from tandem_api.status import Condition, ConditionType
+from tandem_api.status import Condition, ConditionType, JobPhase
 from tandem_operator.observed import Observed
 from tandem_operator.plan import Suspension, identity
 from tandem_operator.times import unix
@@ -36,22 +36,26 @@ def standing(job: RLJobObject, observed: Observed, now: float) -> Standing:
     queued = identity.QUEUE_LABEL in job.metadata.labels
     if job.spec.run_policy.suspend:
         deadline = _drain_deadline(job, now)
-        resting = _resting(observed) or now >= deadline
-        begun = observed.phase is not None
-        suspension = Suspension(hybrid=resting, orchestrator=not begun)
+        resting = _resting(job, observed) or now >= deadline
+        suspension = Suspension(hybrid=resting, orchestrator=not _begun(job, observed))
         return Standing(DesiredState.SUSPENDED, suspension, queued and resting, None if resting else deadline)
     if queued:
         hybrid = observed.workload(identity.HYBRID)
         waiting = hybrid is None or hybrid.suspended
         state = DesiredState.SUSPENDED if waiting else DesiredState.RUNNING
-        return Standing(state, Suspension(hybrid=waiting, orchestrator=waiting and observed.phase is None))
+        return Standing(state, Suspension(hybrid=waiting, orchestrator=waiting and not _begun(job, observed)))
     return Standing(DesiredState.RUNNING, Suspension())
 
 
-def _resting(observed: Observed) -> bool:
-    if observed.phase is None:
-        return not any(pod.ready for pod in observed.active_pods(identity.HYBRID))
-    return observed.phase.name is PhaseName.SUSPENDED
+def _begun(job: RLJobObject, observed: Observed) -> bool:
+    """Status remembers it while etcd is away."""
+    return observed.phase is not None or job.status.epoch > 0
+
+
+def _resting(job: RLJobObject, observed: Observed) -> bool:
+    if observed.phase is not None:
+        return observed.phase.name is PhaseName.SUSPENDED
+    return not _begun(job, observed) or job.status.phase is JobPhase.SUSPENDED
 
 
 def _drain_deadline(job: RLJobObject, now: float) -> float:

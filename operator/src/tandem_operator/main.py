@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator process: kopf's handlers, and how the parts are put together."""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import kopf
+import structlog
+
+from tandem_api import GROUP, VERSION, logs
+from tandem_api.errors import Problem, TryAgain, UserError
+from tandem_operator.cluster import Cluster
+from tandem_operator.configuration import CONFIG_FILE, IDENTITY, Configuration, etcd_credentials
+from tandem_operator.controller import Controller
+from tandem_operator.election import Elector
+from tandem_operator.etcd_accounts import Accounts
+from tandem_operator.server import Health, serve
+from tandem_phases.store import Store
+
+log = structlog.get_logger()
+
+DEFAULT_CONFIG = "/etc/tandem-operator/operator.json"
+_RETRY_SECONDS = 2.0
+
+
+def login() -> kopf.ConnectionInfo:
+    """The pod's service account, or else the kubeconfig.
+
+    Raises:
+        UserError: there is neither.
+    """
+    settings = kopf.OperatorSettings()
+    found = kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
+    if found is None:
+        raise UserError(Problem("KUBECONFIG", "is not set, and this is no pod with a service account; set it"))
+    return found
+
+
+def handlers(controller: Controller) -> kopf.OperatorRegistry:
+    """kopf watches RLJobs and hands each change on; it writes nothing to them, no annotation and no finalizer."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    def on_login(**_: Any) -> kopf.ConnectionInfo:
+        return login()
+
+    @kopf.on.event(GROUP, VERSION, "rljobs", registry=registry)
+    def on_rljob(event: kopf.RawEvent, **_: Any) -> None:
+        raw = dict(event["object"])
+        if event["type"] == "DELETED":
+            controller.gone(raw)
+        else:
+            controller.seen(raw)
+
+    return registry
+
+
+async def watch_rljobs(
+    controller: Controller, configuration: Configuration, ready: asyncio.Event, stop: asyncio.Event
+) -> None:
+    """Run kopf until SIGTERM, SIGINT or ``stop``."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.peering.standalone = True
+    await kopf.operator(
+        registry=handlers(controller),
+        settings=settings,
+        clusterwide=not configuration.namespaces,
+        namespaces=configuration.namespaces,
+        ready_flag=ready,
+        stop_flag=stop,
+    )
+
+
+async def lead_when_elected(
+    controller: Controller, elector: Elector, accounts: Accounts | None, workers: int, stop: asyncio.Event
+) -> None:
+    """Act while holding the Lease. Once it is lost the process ends: a fresh one holds no stale thoughts."""
+    await elector.acquire()
+    leading = asyncio.create_task(_lead(controller, accounts, workers), name="leading")
+    keeping = asyncio.create_task(elector.keep(), name="lease")
+    try:
+        await asyncio.wait([leading, keeping], return_when=asyncio.FIRST_COMPLETED)
+        if leading.done():
+            leading.result()
+    finally:
+        leading.cancel()
+        keeping.cancel()
+        await asyncio.wait([leading, keeping])
+        stop.set()
+
+
+async def _lead(controller: Controller, accounts: Accounts | None, workers: int) -> None:
+    # Jobs are looked after even while etcd is away; each then says so in its status.
+    async with asyncio.TaskGroup() as tasks:
+        if accounts is not None:
+            tasks.create_task(_enable(accounts), name="etcd authentication")
+        tasks.create_task(controller.lead(workers), name="controller")
+
+
+async def _enable(accounts: Accounts) -> None:
+    while True:
+        try:
+            await accounts.enable()
+        except TryAgain as error:
+            log.warning("cannot see to etcd's authentication", error=str(error))
+            await asyncio.sleep(_RETRY_SECONDS)
+        else:
+            return
+
+
+async def operate(configuration: Configuration, identity: str) -> int:
+    """Run until told to stop; returns the exit code, 1 if the Lease was lost."""
+    health, stop = Health(), asyncio.Event()
+    credentials = etcd_credentials()
+    async with AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(Cluster(login))
+        store = await stack.enter_async_context(Store(configuration.etcd.endpoints, *(credentials or ())))
+        accounts = None
+        if configuration.etcd.auth and credentials:
+            accounts = await stack.enter_async_context(Accounts(configuration.etcd.endpoints, *credentials))
+        platform = configuration.platform(await cluster.discover())
+        log.info("knows the cluster", capabilities=str(platform.capabilities))
+        controller = Controller(cluster, store, accounts, platform, configuration.namespaces)
+        await stack.enter_async_context(serve(configuration.port, health, controller.count_phases))
+        elector = Elector(cluster, configuration.leader_election, identity)
+        leading = asyncio.create_task(
+            lead_when_elected(controller, elector, accounts, configuration.workers, stop), name="leadership"
+        )
+        try:
+            await watch_rljobs(controller, configuration, health.ready, stop)
+        finally:
+            health.ready.clear()
+            lost = stop.is_set()
+            leading.cancel()
+            await asyncio.wait([leading])
+            await elector.release()
+    log.info("stopped", lost_the_lease=lost)
+    return 1 if lost else 0
+
+
+class _ToStructlog(logging.Handler):
+    """Libraries' own log lines in the format of ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        log.log(record.levelno, text, logger=record.name)
+
+
+def run() -> None:
+    """Console entry point."""
+    logs.configure(program="operator")
+    logging.basicConfig(level=logging.WARNING, handlers=[_ToStructlog()])
+    identity = os.environ.get(IDENTITY) or socket.gethostname()
+    try:
+        configuration = Configuration.read(Path(os.environ.get(CONFIG_FILE, DEFAULT_CONFIG)))
+        code = asyncio.run(operate(configuration, identity))
+    except UserError as error:
+        log.error("cannot start", problem=str(error))
+        code = 2
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run()
