@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the orchestrator together from its environment: ``python -m tandem_orchestrator``."""
+
+import asyncio
+import signal
+import sys
+import uuid
+from contextlib import AsyncExitStack
+
+import structlog
+from aiohttp import web
+
+from tandem_api import environment as names
+from tandem_api.environment import Environment
+from tandem_api.errors import TandemError, UserError
+from tandem_api.logs import configure
+from tandem_api.messages.phases import PhaseName, PhaseRecord
+from tandem_orchestrator.driver import Driver
+from tandem_orchestrator.http import application
+from tandem_orchestrator.run import Run
+from tandem_phases.store import Store
+
+log = structlog.get_logger()
+
+EXIT_FAILED = 1
+EXIT_USER_ERROR = 2
+
+
+async def orchestrator(env: Environment) -> PhaseRecord | None:
+    """Drive the job to its end; ``None`` if SIGTERM came first. What was acknowledged is on disk either way."""
+    job, secrets = env.job(), env.secrets()
+    async with AsyncExitStack() as stack:
+        run = Run(job, env.path(names.STATE_DIR))
+        await run.prepare()
+        stack.push_async_callback(run.stop)
+        runner = web.AppRunner(application(run, secrets.token), access_log=None)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, env.text(names.POD_IP), names.ORCHESTRATOR_PORT).start()
+        store = await stack.enter_async_context(
+            Store(env.etcd_endpoints(), secrets.etcd_username, secrets.etcd_password)
+        )
+        identity = f"{env.text(names.POD_NAME)}/{uuid.uuid4().hex}"
+        return await until_terminated(Driver(job, run, store, identity))
+
+
+async def until_terminated(driver: Driver) -> PhaseRecord | None:
+    """Drive until the job is over, or SIGTERM or SIGINT."""
+    terminated = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, terminated.set)
+    driving = asyncio.create_task(driver.drive())
+    ending = asyncio.create_task(terminated.wait())
+    await asyncio.wait([driving, ending], return_when=asyncio.FIRST_COMPLETED)
+    ending.cancel()
+    if driving.done():
+        return driving.result()
+    driving.cancel()
+    await asyncio.wait([driving])
+    return None
+
+
+def run() -> None:
+    env = Environment()
+    configure(process="orchestrator", pod=env.text(names.POD_NAME))
+    try:
+        last = asyncio.run(orchestrator(env))
+    except TandemError as error:
+        log.error("the orchestrator ends", error=str(error))
+        sys.exit(EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILED)
+    if last is not None and last.name is PhaseName.FAILED:
+        log.error("the run failed", reason=last.reason)
+        sys.exit(EXIT_FAILED)

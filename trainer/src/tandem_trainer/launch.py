@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer container's command: becomes torchrun with this pod's place in the job."""
+
+import os
+import sys
+
+from tandem_api import environment as names
+from tandem_api.environment import Environment
+
+
+def torchrun_arguments(env: Environment) -> list[str]:
+    """torchrun's command line for this pod.
+
+    The elastic agent restarts dead ranks in place (c10d rendezvous hosted by pod 0), so a failure of a rank costs no
+    container restart.
+    """
+    job = env.job()
+    pods = job.spec.hybrid.replicas
+    index = env.number(names.COMPLETION_INDEX)
+    rendezvous = (
+        ["--standalone"]
+        if pods == 1
+        else [
+            *("--rdzv-backend", "c10d", "--rdzv-id", job.uid, "--rdzv-endpoint", env.text(names.RENDEZVOUS)),
+            *("--rdzv-conf", f"is_host={int(index == 0)},join_timeout={int(job.spec.schedule.phase_deadlines.start)}"),
+            *("--local-addr", env.text(names.POD_IP)),
+        ]
+    )
+    return [
+        *("--nnodes", str(pods), "--nproc-per-node", str(job.spec.ranks_per_pod)),
+        *("--max-restarts", str(job.spec.run_policy.max_restarts)),
+        *rendezvous,
+        *("-m", "tandem_trainer"),
+        *job.spec.trainer.extra_args,
+    ]
+
+
+def main() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", *torchrun_arguments(Environment())]
+    os.execv(command[0], command)
+
+
+if __name__ == "__main__":
+    main()
