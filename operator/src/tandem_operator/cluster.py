@@ -41,7 +41,7 @@ _PAGE = 500
 _LOGIN_SECONDS = 300.0
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
-_METADATA = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"
+_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _DISCOVERY = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
 _POD_LEVEL_RESOURCES_SINCE = (1, 34)
 
@@ -258,7 +258,7 @@ class Cluster:
                 query,
                 headers=headers if selection.metadata_only else {},
             )
-            items += page.get("items", ())
+            items += page.get("items") or ()
             if not (token := page["metadata"].get("continue")):
                 return items, page["metadata"]["resourceVersion"]
             query["continue"] = token

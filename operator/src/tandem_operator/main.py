@@ -142,6 +142,9 @@ async def operate(configuration: Configuration, identity: str) -> int:
             leading.cancel()
             await asyncio.wait([leading])
             await elector.release()
+    if not leading.cancelled() and (error := leading.exception()) is not None:
+        log.error("stopped by an error", exc_info=error)
+        return 1
     log.info("stopped", lost_the_lease=lost)
     return 1 if lost else 0
 

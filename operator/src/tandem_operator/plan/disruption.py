@@ -7,7 +7,13 @@ from tandem_operator.plan.identity import Manifest
 
 
 def disruption_budget(job: RLJobObject) -> Manifest:
-    """One at a time: each eviction costs the job a recovery, and a drain must still come to an end."""
-    spec = {"maxUnavailable": 1, "selector": {"matchLabels": identity.selector(job, identity.HYBRID)}}
+    """One at a time: each eviction costs the job a recovery, and a drain must still come to an end.
+
+    As minAvailable, since Kubernetes works maxUnavailable out only for owners that can be scaled, unlike Jobs.
+    """
+    spec = {
+        "minAvailable": job.spec.hybrid.replicas - 1,
+        "selector": {"matchLabels": identity.selector(job, identity.HYBRID)},
+    }
     name = identity.hybrid_name(job.metadata.name)
     return identity.owned(job, "policy/v1", "PodDisruptionBudget", name, identity.HYBRID, spec=spec)

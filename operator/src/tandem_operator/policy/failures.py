@@ -12,6 +12,7 @@ OOM_MEMORY_SECONDS = 300.0
 
 _PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"})
 _CONFIGURATION = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError"})
+_BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": (ErrImagePull: )?')
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 
 
@@ -82,10 +83,11 @@ def _unschedulable(pod: Pod, message: str) -> Trouble:
 def _of_container(pod: Pod, container: Container, now: float) -> Trouble | None:
     where = f"Container {container.name} of pod {pod.name}"
     if container.waiting in _PULL:
+        # The kubelet alternates between the failure and its waiting after it; both are one trouble, told alike.
+        why = _BACK_OFF.sub("", container.waiting_message) or container.waiting
         return Trouble(
             "ImagePullFailed",
-            f"{where} cannot pull its image: {container.waiting_message or container.waiting}. Check the image's name "
-            "and the pull secrets.",
+            f"{where} cannot pull its image: {why}. Check the image's name and the pull secrets.",
         )
     if container.waiting in _CONFIGURATION:
         return Trouble("ContainerRefused", f"{where} cannot start: {container.waiting_message or container.waiting}")
