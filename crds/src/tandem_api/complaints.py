@@ -81,7 +81,8 @@ def _allowed(kind: str, context: Mapping[str, Any], schema: Schema) -> str:
         return f"must be {_KINDS[kind]}"
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
-        return f"must be {words} {context[key]:g}"
+        bound = context[key]
+        return f"must be {words} {int(bound) if float(bound).is_integer() else bound}"
     if kind in ("enum", "literal_error"):
         return f"must be one of {', '.join(schema['enum'])}"
     if kind == "string_pattern_mismatch":

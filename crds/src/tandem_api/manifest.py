@@ -78,8 +78,11 @@ def problems(manifest: Manifest) -> list[Problem]:
     places += metadata_problems(document.value.get("metadata"))
     if isinstance(document.value.get("spec"), dict):
         places += spec_problems(manifest.spec)
-    judged = [*document.problems, *(manifest.problem(path, message) for path, message in places)]
-    return sorted(judged, key=lambda problem: problem.line or 0)
+    told: dict[str, Problem] = {}
+    for problem in (*document.problems, *(manifest.problem(path, message) for path, message in places)):
+        # What the reader refused it had to replace by something, which is then wrong in another way.
+        told.setdefault(problem.where, problem)
+    return sorted(told.values(), key=lambda problem: problem.line or 0)
 
 
 def spec_problems(spec: dict[str, Any]) -> list[Place]:

@@ -79,6 +79,8 @@ def defaulted(value: Any, schema: Schema) -> Any:
     """
     if isinstance(value, list) and "items" in schema:
         return [defaulted(item, schema["items"]) for item in value]
+    if isinstance(value, dict) and "additionalProperties" in schema:
+        return {key: item for key, item in value.items() if item is not None}
     if not isinstance(value, dict) or "properties" not in schema:
         return value
     properties = schema["properties"]
