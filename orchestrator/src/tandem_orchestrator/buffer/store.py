@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operations of the replay buffer. Each is one transaction, and durable when it returns."""
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tandem_api.messages.work import Finish
+from tandem_orchestrator.buffer.append import append
+from tandem_orchestrator.buffer.rows import (
+    BatchRow,
+    Generated,
+    GroupRow,
+    GroupState,
+    Kind,
+    Outcome,
+    ScoreRow,
+    SegmentRow,
+    State,
+    TrajectoryRow,
+    trajectory_id,
+)
+from tandem_orchestrator.buffer.schema import connect, connect_reader
+from tandem_orchestrator.buffer.writer import Writer
+
+_TRAJECTORY = "id, group_id, sample, state, length, oldest, spent, spent_in, finish, score, correct, error"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """How a prompt went: discounted tries and successes, and how often it was drawn."""
+
+    tries: float
+    successes: float
+    draws: int
+
+
+class Buffer:
+    """The durable store of one run.
+
+    Life cycle: :meth:`open`, any operations from one event loop, :meth:`close`. Invariants: a segment that
+    :meth:`append` reported safe survives the death of the process and of the machine; no token is stored twice; the
+    members of a batch never change and stay readable until the batch is durable (:meth:`durable`).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._writer = Writer(connect(path))
+        self._reads = connect_reader(path)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="buffer reader")
+
+    def close(self) -> None:
+        self._writer.close()
+        self._reader.shutdown()
+        self._reads.close()
+
+    @property
+    def full(self) -> bool:
+        """Whether the volume had no room for the last write; cleared by the next that succeeds."""
+        return self._writer.full
+
+    @property
+    def waiting_writes(self) -> int:
+        return self._writer.waiting
+
+    async def begin_iteration(self, iteration: int, weight_version: int) -> None:
+        """Note that ``iteration`` is rolled out with these weights; again after a restart is the same."""
+        await self._write(
+            lambda db: (
+                db.execute(
+                    "INSERT INTO iterations (iteration, weight_version) VALUES (?, ?) "
+                    "ON CONFLICT (iteration) DO UPDATE SET weight_version = excluded.weight_version",
+                    (iteration, weight_version),
+                ).rowcount
+            )
+        )
+
+    async def add_groups(self, groups: Sequence[GroupRow]) -> None:
+        """Create groups with their trajectories, all waiting, and count their prompts as drawn."""
+        await self._write(partial(_add_groups, groups=groups))
+
+    async def live(self) -> tuple[list[GroupRow], list[TrajectoryRow]]:
+        """All open groups in order of id, and their trajectories."""
+        return await self._read(_live)
+
+    async def next_group(self) -> int:
+        """The first id that no group has."""
+        return await self._read(_next_group)
+
+    async def append(self, rows: Sequence[SegmentRow], iteration: int) -> list[Outcome]:
+        """Store segments, each at most once; the outcomes are in the order of ``rows``."""
+        return await self._write(partial(append, rows=rows, iteration=iteration))
+
+    async def generated(self, trajectories: Iterable[str]) -> dict[str, Generated]:
+        """What was generated so far, of each of these trajectories."""
+        return await self._read(partial(_generated, trajectories=list(trajectories)))
+
+    async def prompts_of(self, trajectories: Iterable[str]) -> dict[str, str]:
+        """The id of the prompt of each of these trajectories."""
+        return await self._read(partial(_prompts_of, trajectories=list(trajectories)))
+
+    async def score(self, rows: Sequence[ScoreRow]) -> None:
+        """Note verdicts; a trajectory without one is dropped with its reason."""
+        await self._write(partial(_score, rows=rows))
+
+    async def drop_groups(self, groups: Iterable[int], reason: str) -> None:
+        """Give groups up, for example since they grew too old."""
+        await self._write(partial(_drop, groups=list(groups), reason=reason, batch=None))
+
+    async def add_batch(
+        self,
+        batch: BatchRow,
+        groups: Iterable[int],
+        dropped: Iterable[int],
+        attempts: Mapping[str, tuple[float, float]],
+    ) -> None:
+        """Write a batch: its groups leave the open ones, ``dropped`` are given up, prompts' statistics are renewed.
+
+        ``attempts`` holds the new discounted (tries, successes) of each prompt.
+        """
+        await self._write(
+            partial(_add_batch, batch=batch, groups=list(groups), dropped=list(dropped), attempts=attempts)
+        )
+
+    async def batch(self, iteration: int) -> BatchRow | None:
+        return await self._read(partial(_batch, iteration=iteration))
+
+    async def close_evaluation(self, iteration: int, result: str, groups: Iterable[int]) -> None:
+        """Note the evaluation of ``iteration``; its groups leave the open ones."""
+        await self._write(partial(_close_evaluation, iteration=iteration, result=result, groups=list(groups)))
+
+    async def evaluation(self, iteration: int) -> str | None:
+        return (await self.evaluations()).get(iteration)
+
+    async def evaluations(self) -> dict[int, str]:
+        """The result of each iteration that was evaluated."""
+        return await self._read(partial(_texts, table="iterations", column="evaluation"))
+
+    async def summaries(self) -> dict[int, str]:
+        """The summary of each closed batch."""
+        return await self._read(partial(_texts, table="batches", column="summary"))
+
+    async def durable(self, iteration: int, checkpoint: str) -> None:
+        """A checkpoint of the weights after ``iteration`` iterations is on disk: the batches below it are covered."""
+        await self._write(partial(_durable, iteration=iteration, checkpoint=checkpoint))
+
+    async def newest_checkpoint(self) -> tuple[int, str] | None:
+        """(iterations that it covers, path)."""
+        return await self._read(_newest_checkpoint)
+
+    async def attempts(self) -> dict[str, Attempts]:
+        """Of each prompt that was ever drawn."""
+        rows = await self._read(lambda db: db.execute("SELECT id, tries, successes, draws FROM prompts").fetchall())
+        return {row[0]: Attempts(*row[1:]) for row in rows}
+
+    async def prune(self, limit: int) -> int:
+        """Delete the tokens of the oldest durable batches while the buffer holds more than ``limit`` bytes.
+
+        Returns how many batches lost theirs. What no durable checkpoint covers is never deleted.
+        """
+        return await self._write(partial(_prune, limit=limit))
+
+    async def _write[T](self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await asyncio.wrap_future(self._writer.submit(work))
+
+    async def _read[T](self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._reader, work, self._reads)
+
+
+def _add_groups(db: sqlite3.Connection, groups: Sequence[GroupRow]) -> None:
+    db.executemany(
+        "INSERT INTO groups (id, kind, prompt, iteration, state) VALUES (?, ?, ?, ?, 'open')",
+        [(group.id, group.kind, group.prompt, group.iteration) for group in groups],
+    )
+    db.executemany(
+        "INSERT INTO trajectories (id, group_id, sample, state, length, spent, spent_in) "
+        "VALUES (?, ?, ?, 'waiting', 0, 0, ?)",
+        [
+            (trajectory_id(group.id, sample), group.id, sample, group.iteration)
+            for group in groups
+            for sample in range(group.samples)
+        ],
+    )
+    db.executemany(
+        "INSERT INTO prompts VALUES (?, 0, 0, 1) ON CONFLICT (id) DO UPDATE SET draws = draws + 1",
+        [(group.prompt,) for group in groups if group.kind is Kind.TRAIN],
+    )
+
+
+def _next_group(db: sqlite3.Connection) -> int:
+    number: int = db.execute("SELECT coalesce(max(id), 0) + 1 FROM groups").fetchone()[0]
+    return number
+
+
+def _newest_checkpoint(db: sqlite3.Connection) -> tuple[int, str] | None:
+    row: tuple[int, str] | None = db.execute(
+        "SELECT iteration, path FROM checkpoints ORDER BY iteration DESC LIMIT 1"
+    ).fetchone()
+    return row
+
+
+def _live(db: sqlite3.Connection) -> tuple[list[GroupRow], list[TrajectoryRow]]:
+    trajectories = [
+        _trajectory(*row)
+        for row in db.execute(
+            f"SELECT {_TRAJECTORY} FROM trajectories WHERE group_id IN "  # noqa: S608 - constant text
+            "(SELECT id FROM groups WHERE state = 'open') ORDER BY group_id, sample"
+        )
+    ]
+    samples: dict[int, int] = {}
+    for trajectory in trajectories:
+        samples[trajectory.group] = samples.get(trajectory.group, 0) + 1
+    groups = [
+        GroupRow(row[0], Kind(row[1]), row[2], row[3], samples.get(row[0], 0))
+        for row in db.execute("SELECT id, kind, prompt, iteration FROM groups WHERE state = 'open' ORDER BY id")
+    ]
+    return groups, trajectories
+
+
+def _trajectory(
+    name: str,
+    group: int,
+    sample: int,
+    state: str,
+    length: int,
+    oldest: int | None,
+    spent: int,
+    spent_in: int,
+    finish: str | None,
+    score: float | None,
+    correct: int | None,
+    error: str | None,
+) -> TrajectoryRow:
+    ended = Finish(finish) if finish else None
+    return TrajectoryRow(
+        name, group, sample, State(state), length, oldest, spent, spent_in, ended, score, bool(correct), error
+    )
+
+
+def _generated(db: sqlite3.Connection, trajectories: list[str]) -> dict[str, Generated]:
+    pieces: dict[str, list[tuple[bytes, bytes, bytes]]] = {name: [] for name in trajectories}
+    for name, *piece in db.execute(
+        "SELECT trajectory, tokens, logprobs, versions FROM segments "
+        "WHERE trajectory IN (SELECT value FROM json_each(?)) ORDER BY trajectory, offset",
+        (json.dumps(trajectories),),
+    ):
+        pieces[name].append((piece[0], piece[1], piece[2]))
+    return {name: Generated.joined(found) for name, found in pieces.items()}
+
+
+def _prompts_of(db: sqlite3.Connection, trajectories: list[str]) -> dict[str, str]:
+    return dict(
+        db.execute(
+            "SELECT t.id, g.prompt FROM trajectories t JOIN groups g ON g.id = t.group_id "
+            "WHERE t.id IN (SELECT value FROM json_each(?))",
+            (json.dumps(trajectories),),
+        ).fetchall()
+    )
+
+
+def _score(db: sqlite3.Connection, rows: Sequence[ScoreRow]) -> None:
+    db.executemany(
+        "UPDATE trajectories SET state = ?, score = ?, correct = ?, error = ? WHERE id = ? AND state = 'finished'",
+        [
+            (State.DROPPED if row.value is None else State.SCORED, row.value, row.correct, row.error, row.trajectory)
+            for row in rows
+        ],
+    )
+
+
+def _drop(db: sqlite3.Connection, groups: list[int], reason: str, batch: int | None) -> None:
+    db.executemany("UPDATE groups SET state = 'dropped', batch = ? WHERE id = ?", [(batch, group) for group in groups])
+    db.executemany(
+        "UPDATE trajectories SET state = 'dropped', error = coalesce(error, ?) WHERE group_id = ?",
+        [(reason, group) for group in groups],
+    )
+
+
+def _add_batch(
+    db: sqlite3.Connection,
+    batch: BatchRow,
+    groups: list[int],
+    dropped: list[int],
+    attempts: Mapping[str, tuple[float, float]],
+) -> None:
+    db.execute(
+        "INSERT INTO batches VALUES (?, ?, ?, ?, 0, 0)",
+        (batch.iteration, json.dumps(batch.members), batch.summary, batch.digest),
+    )
+    db.executemany(
+        "UPDATE groups SET state = ?, batch = ? WHERE id = ?",
+        [(GroupState.BATCHED, batch.iteration, group) for group in groups],
+    )
+    db.executemany("UPDATE trajectories SET state = 'batched' WHERE id = ?", [(name,) for name, _, _ in batch.members])
+    _drop(db, dropped, "not finished when its batch was closed", batch.iteration)
+    db.executemany(
+        "UPDATE prompts SET tries = ?, successes = ? WHERE id = ?",
+        [(tries, successes, prompt) for prompt, (tries, successes) in attempts.items()],
+    )
+
+
+def _batch(db: sqlite3.Connection, iteration: int) -> BatchRow | None:
+    row = db.execute(
+        "SELECT members, summary, digest, durable FROM batches WHERE iteration = ?", (iteration,)
+    ).fetchone()
+    if row is None:
+        return None
+    members = tuple((name, reward, group) for name, reward, group in json.loads(row[0]))
+    return BatchRow(iteration, members, row[1], row[2], bool(row[3]))
+
+
+def _close_evaluation(db: sqlite3.Connection, iteration: int, result: str, groups: list[int]) -> None:
+    db.execute("UPDATE iterations SET evaluation = ? WHERE iteration = ?", (result, iteration))
+    db.executemany(
+        "UPDATE groups SET state = 'batched', batch = ? WHERE id = ?", [(iteration, group) for group in groups]
+    )
+
+
+def _texts(db: sqlite3.Connection, table: str, column: str) -> dict[int, str]:
+    query = f"SELECT iteration, {column} FROM {table} WHERE {column} IS NOT NULL"  # noqa: S608 - names are ours
+    return dict(db.execute(query).fetchall())
+
+
+def _durable(db: sqlite3.Connection, iteration: int, checkpoint: str) -> None:
+    db.execute("INSERT OR REPLACE INTO checkpoints VALUES (?, ?)", (iteration, checkpoint))
+    db.execute("UPDATE batches SET durable = 1 WHERE iteration < ?", (iteration,))
+
+
+def _prune(db: sqlite3.Connection, limit: int) -> int:
+    pruned = 0
+    size = db.execute("PRAGMA page_size").fetchone()[0]
+    for (iteration,) in db.execute(
+        "SELECT iteration FROM batches WHERE durable = 1 AND pruned = 0 ORDER BY iteration"
+    ).fetchall():
+        pages, free = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
+        if (pages - free) * size <= limit:
+            break
+        db.execute(
+            "DELETE FROM segments WHERE trajectory IN (SELECT t.id FROM trajectories t JOIN groups g "
+            "ON g.id = t.group_id WHERE g.batch = ?)",
+            (iteration,),
+        )
+        db.execute("UPDATE batches SET pruned = 1 WHERE iteration = ?", (iteration,))
+        pruned += 1
+    return pruned

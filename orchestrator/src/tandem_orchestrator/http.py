@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The orchestrator's HTTP API (routes: :mod:`tandem_api.messages.work`)."""
+
+import hmac
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+from pydantic import ValidationError
+
+from tandem_api.base import Message
+from tandem_api.errors import Fenced, RunFailed, TryAgain
+from tandem_api.messages.batches import CONTENT_TYPE
+from tandem_api.messages.work import LeaseRequest, SegmentBatch
+from tandem_orchestrator.batches import Body
+from tandem_orchestrator.buffer import BufferFull
+from tandem_orchestrator.run import Run
+
+log = structlog.get_logger()
+
+MOST_BYTES = 256 * 2**20
+"""Largest body that is read."""
+
+_RUN = web.AppKey("run", Run)
+
+
+def application(run: Run, token: str) -> web.Application:
+    """The API of ``run``. Every route but ``/healthz`` asks for ``token`` as bearer token.
+
+    Errors are a sentence of plain text: 400 for a body that is no message, 401, 404, 409 to a member that is behind,
+    413, 503 with Retry-After for what may succeed later, 507 while the buffer's volume is full.
+    """
+    app = web.Application(middlewares=[_authorised(token), _named_errors], client_max_size=MOST_BYTES)
+    app[_RUN] = run
+    app.add_routes(
+        [
+            web.get("/healthz", _health),
+            web.post("/v1/leases", _leases),
+            web.post("/v1/segments", _segments),
+            web.get(r"/v1/batches/{iteration:\d{1,9}}", _batch),
+            web.get("/v1/warmup", _warmup),
+            web.get("/v1/report", _report),
+        ]
+    )
+    return app
+
+
+def _authorised(token: str) -> Middleware:
+    wanted = f"Bearer {token}".encode()
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if request.path != "/healthz" and not hmac.compare_digest(given, wanted):
+            return web.Response(status=401, text="this job's bearer token is required")
+        return await handler(request)
+
+    return middleware
+
+
+@web.middleware
+async def _named_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the body"
+        return web.Response(status=400, text=f"{where}: {first['msg']}")
+    except Fenced as error:
+        return web.Response(status=409, text=str(error))
+    except BufferFull as error:
+        return web.Response(status=507, text=str(error))
+    except TryAgain as error:
+        return web.Response(status=503, text=str(error), headers={"Retry-After": "1"})
+    except RunFailed as error:
+        log.error("a request cannot be answered", path=request.path, error=str(error))
+        return web.Response(status=500, text=str(error))
+
+
+async def _health(request: web.Request) -> web.Response:
+    return web.Response(text="ok")
+
+
+async def _leases(request: web.Request) -> web.Response:
+    return _json(await request.app[_RUN].lease(LeaseRequest.model_validate_json(await request.read())))
+
+
+async def _segments(request: web.Request) -> web.Response:
+    return _json(await request.app[_RUN].store(SegmentBatch.model_validate_json(await request.read())))
+
+
+async def _batch(request: web.Request) -> web.Response:
+    iteration = int(request.match_info["iteration"])
+    return _body(await request.app[_RUN].batch(iteration), f"there is no batch of iteration {iteration}")
+
+
+async def _warmup(request: web.Request) -> web.Response:
+    return _body(request.app[_RUN].warmup, "this job has no warm-up set")
+
+
+async def _report(request: web.Request) -> web.Response:
+    return web.json_response(request.app[_RUN].report())
+
+
+def _json(message: Message) -> web.Response:
+    return web.Response(text=message.wire(), content_type="application/json")
+
+
+def _body(body: Body | None, missing: str) -> web.Response:
+    if body is None:
+        return web.Response(status=404, text=missing)
+    return web.Response(body=body.content, content_type=CONTENT_TYPE, headers={"ETag": f'"{body.digest}"'})

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which reward scores which prompt, and the scorers of a run."""
+
+import os
+from collections.abc import Iterable
+
+from tandem_api.errors import Problem, UserError
+from tandem_api.records import Record
+from tandem_api.spec.rewards import Reward
+from tandem_orchestrator.rewards import user_callable
+from tandem_orchestrator.rewards.exact import ExactScorer
+from tandem_orchestrator.rewards.judge import JudgeScorer
+from tandem_orchestrator.rewards.mathematical import MathScorer
+from tandem_orchestrator.rewards.reasoning import SOURCE, ReasoningGymScorer
+from tandem_orchestrator.rewards.score import Score, Scorer
+from tandem_orchestrator.rewards.user_callable import PythonScorer
+
+_MOST_PROCESSES = 8
+
+
+class Scoring:
+    """The scorers of a run. The first reward whose domains match a record's scores it; no domains match all.
+
+    Raises:
+        UserError: a reward cannot work in this version or this image.
+    """
+
+    def __init__(self, rewards: tuple[Reward, ...]) -> None:
+        processes = max(1, min(_MOST_PROCESSES, len(os.sched_getaffinity(0)) // 2))
+        self._rewards = rewards
+        self._scorers = [_scorer(reward, f"spec.rewards[{index}]", processes) for index, reward in enumerate(rewards)]
+
+    async def score(self, record: Record, response: str) -> Score:
+        """The verdict of the record's reward.
+
+        Raises:
+            Unscored: there is none; see its reason.
+        """
+        return await self._scorers[self._chosen(record)].score(record, response)
+
+    def check(self, records: Iterable[Record]) -> None:
+        """Refuse records that no reward could score, each domain named once.
+
+        Raises:
+            UserError: a domain matches no reward, or a record lacks what its reward needs.
+        """
+        problems: dict[str, Problem] = {}
+        for record in records:
+            domain = record.domain
+            try:
+                reward = self._rewards[self._chosen(record)]
+            except LookupError:
+                problems.setdefault(
+                    f"domain {domain}",
+                    Problem("spec.rewards", f"no reward has domain {domain!r} of record {record.id}; add one"),
+                )
+                continue
+            if missing := _missing(reward, record):
+                problems.setdefault(
+                    reward.name, Problem(f"record {record.id}", f"reward {reward.name} needs {missing}")
+                )
+        if problems:
+            raise UserError(*problems.values())
+
+    async def close(self) -> None:
+        for scorer in self._scorers:
+            await scorer.close()
+
+    def _chosen(self, record: Record) -> int:
+        for index, reward in enumerate(self._rewards):
+            if not reward.domains or record.domain in reward.domains:
+                return index
+        raise LookupError(record.domain)
+
+
+def _scorer(reward: Reward, where: str, processes: int) -> Scorer:
+    if reward.math is not None:
+        return MathScorer(reward.math, processes)
+    if reward.exact is not None:
+        return ExactScorer(reward.exact)
+    if reward.reasoning_gym is not None:
+        return ReasoningGymScorer(reward.reasoning_gym, processes)
+    if reward.python is not None:
+        user_callable.check(reward.python, f"{where}.python.callable")
+        return PythonScorer(reward.python, processes)
+    if reward.judge is not None:
+        return JudgeScorer(reward.judge)
+    raise UserError(Problem(f"{where}.code", "code rewards need the sandbox, which this version does not have"))
+
+
+def _missing(reward: Reward, record: Record) -> str | None:
+    """What ``reward`` needs of a record and this one does not have."""
+    if (reward.math is not None or reward.exact is not None) and record.answer is None:
+        return "an answer"
+    if reward.reasoning_gym is not None and SOURCE not in (record.meta or {}):
+        return f"meta.{SOURCE}, which problems made by reasoning-gym carry"
+    return None

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes for scoring code that may hang, eat memory or die: one question at a time, killed when one takes long."""
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from tandem_orchestrator.rewards.score import Unscored
+
+log = structlog.get_logger()
+
+_START_SECONDS = 120.0
+_LINE_LIMIT = 64 * 2**20
+
+
+class WorkerPool:
+    """Up to ``count`` processes of :mod:`tandem_orchestrator.rewards.worker`, started when first needed.
+
+    ``kind`` is what they score with, ``settings`` what it is set up with. A question that takes longer than
+    ``timeout`` seconds, or kills its worker, is answered by :class:`Unscored`, and a new process takes the place.
+    """
+
+    def __init__(self, kind: str, settings: Mapping[str, Any], *, count: int, timeout: float, memory: int) -> None:
+        self._command = (kind, json.dumps(settings), str(memory))
+        self._timeout = timeout
+        self._count = count
+        self._idle: asyncio.Queue[_Worker] | None = None
+        self._all: list[_Worker] = []
+
+    async def ask(self, question: Mapping[str, Any]) -> float:
+        """The score of one question.
+
+        Raises:
+            Unscored: it took too long, the worker died, or the scoring code raised.
+        """
+        if self._idle is None:
+            self._idle = asyncio.Queue()
+            self._all = [_Worker(self._command) for _ in range(self._count)]
+            for worker in self._all:
+                self._idle.put_nowait(worker)
+        worker = await self._idle.get()
+        try:
+            return await worker.ask(question, self._timeout)
+        finally:
+            self._idle.put_nowait(worker)
+
+    async def close(self) -> None:
+        """Kill the processes."""
+        for worker in self._all:
+            await worker.stop()
+
+
+class _Worker:
+    def __init__(self, command: tuple[str, ...]) -> None:
+        self._command = command
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def ask(self, question: Mapping[str, Any], timeout: float) -> float:
+        try:
+            process = await self._running()
+            async with asyncio.timeout(timeout):
+                reply = await self._exchange(process, question)
+        except TimeoutError:
+            await self.stop()
+            raise Unscored("scoring took too long", f"more than {timeout:g} s") from None
+        except OSError as error:
+            await self.stop()
+            raise Unscored("the scoring process died", str(error)) from error
+        except asyncio.CancelledError:
+            await self.stop()
+            raise
+        if "error" in reply:
+            raise Unscored("the scoring code failed", reply["error"])
+        return float(reply["score"])
+
+    async def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+    async def _running(self) -> asyncio.subprocess.Process:
+        if self._process is not None and self._process.returncode is None:
+            return self._process
+        self._process = process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tandem_orchestrator.rewards.worker",
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            limit=_LINE_LIMIT,
+        )
+        async with asyncio.timeout(_START_SECONDS):
+            ready = await self._line(process)
+        if "error" in ready:
+            raise Unscored("the scoring code cannot be loaded", ready["error"])
+        log.info("scoring process is ready", kind=self._command[0], pid=process.pid)
+        return process
+
+    async def _exchange(self, process: asyncio.subprocess.Process, question: Mapping[str, Any]) -> dict[str, Any]:
+        if process.stdin is None:
+            raise BrokenPipeError("its standard input is closed")
+        process.stdin.write(json.dumps(question).encode() + b"\n")
+        await process.stdin.drain()
+        return await self._line(process)
+
+    async def _line(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
+        line = await process.stdout.readline() if process.stdout else b""
+        if not line:
+            raise BrokenPipeError(f"it ended with {await process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer

@@ -1,0 +1,424 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rollout of one iteration: from drawn prompts to a closed batch (recipe.md; phases.md, rules 5-8)."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Iterable, Sequence
+
+import structlog
+
+from tandem_api.errors import RunFailed
+from tandem_api.messages.phases import BufferCounts
+from tandem_api.messages.work import Finish, Lease, LeaseRequest, Sampling, Segment, SegmentBatch, SegmentReceipt
+from tandem_api.spec import RLJobSpec
+from tandem_orchestrator.buffer import (
+    BatchRow,
+    Buffer,
+    BufferFull,
+    GroupRow,
+    Kind,
+    Outcome,
+    ScoreRow,
+    SegmentRow,
+    State,
+)
+from tandem_orchestrator.buffer.rows import TrajectoryRow, trajectory_id
+from tandem_orchestrator.corpus import Corpus
+from tandem_orchestrator.drawing import Drawing
+from tandem_orchestrator.groups import Book, Group, Rules
+from tandem_orchestrator.intake import incoherence, overstepping
+from tandem_orchestrator.leases import Holder, Leases, Task
+from tandem_orchestrator.results import BatchSummary, EvaluationResult, evaluation, renewed_attempts, shaped, summary
+from tandem_orchestrator.results import unscored as unscored_samples
+from tandem_orchestrator.rewards import Unscored
+from tandem_orchestrator.serving import build_body
+
+log = structlog.get_logger()
+
+LEASE_SECONDS = 120.0
+_RETRY_SECONDS = 1.0
+_SCORING_SECONDS = 30.0
+
+
+class Rollout:
+    """One iteration's generation and scoring, on top of what the buffer holds.
+
+    Life cycle: :meth:`open`; :meth:`grant` and :meth:`accept` for as long as engines work; :meth:`full` tells when it
+    is over; :meth:`close` writes the batch; :meth:`stop` ends scoring. Its memory is rebuilt from the buffer, so after
+    a crash, or to begin an epoch anew, another one is opened for the same iteration.
+
+    Invariants: without a token budget only weights of ``weight_version`` write to its trajectories; a batch that was
+    closed for the iteration before a rollback is used again, and nothing is generated for it.
+    """
+
+    def __init__(
+        self,
+        spec: RLJobSpec,
+        buffer: Buffer,
+        corpus: Corpus,
+        iteration: int,
+        weight_version: int,
+        members: Iterable[int],
+    ) -> None:
+        self._spec = spec
+        self._buffer = buffer
+        self._corpus = corpus
+        self.iteration = iteration
+        self.weight_version = weight_version
+        self.evaluation: EvaluationResult | None = None
+        self._rules = Rules(spec.rollout, iteration, weight_version)
+        self._book = Book()
+        self._leases = Leases(LEASE_SECONDS, dict.fromkeys(members, time.monotonic()))
+        self._former: dict[str, int] = {}
+        self._drawing: Drawing | None = None
+        self._drawing_lock = asyncio.Lock()
+        self._batch: BatchRow | None = None
+        self._out_of_prompts = False
+        self._scoring: set[asyncio.Task[None]] = set()
+        self._failed: BaseException | None = None
+        self.news = asyncio.Event()
+        """Set, and replaced, when there is something new to do: take it before looking, then wait on it."""
+
+    # Opening
+
+    async def open(self) -> None:
+        """Take over what the buffer holds of this iteration and of earlier ones, and draw what is missing."""
+        await self._buffer.begin_iteration(self.iteration, self.weight_version)
+        self._batch = await self._buffer.batch(self.iteration)
+        await self._take_over()
+        attempts, next_group = await self._buffer.attempts(), await self._buffer.next_group()
+        self._drawing = Drawing(self._spec, self._corpus, self.iteration, attempts, next_group)
+        self._drawing.exclude([group.row.prompt for group in self._book.of(Kind.TRAIN)])
+        await self._evaluate_if_due()
+        if self.trains:
+            missing = self._spec.rollout.prompts_per_iteration - len(self._book.of(Kind.TRAIN))
+            await self._add(self._drawing.train(max(0, missing)))
+        for trajectory in list(self._book.trajectories.values()):
+            self._go_on(trajectory)
+        await self._move_on()
+        log.info("rollout is open", iteration=self.iteration, trajectories=len(self._book.trajectories))
+
+    @property
+    def trains(self) -> bool:
+        """Whether a batch is wanted: not after the last iteration, nor when there is one from before a rollback."""
+        return self.iteration < self._spec.iterations and self._batch is None
+
+    async def _take_over(self) -> None:
+        rows, trajectories = await self._buffer.live()
+        # After a rollback there are groups of later iterations too; they rest until their turn comes again.
+        rows = [row for row in rows if row.iteration <= self.iteration and (self.trains or row.kind is Kind.EVALUATION)]
+        taken = {row.id for row in rows}
+        self._book.enter(map(self._group, rows), [found for found in trajectories if found.group in taken])
+        left = [group for group in self._book.groups.values() if self._rules.left_behind(group)]
+        if not left:
+            return
+        reason = "too old to go on with"
+        await self._buffer.drop_groups([group.row.id for group in left], reason)
+        for group in left:
+            self._book.forget(group)
+        log.warning("groups were given up", count=len(left), reason=reason)
+
+    async def _evaluate_if_due(self) -> None:
+        settings = self._spec.data.evaluation
+        if settings is None or self._drawing is None:
+            return
+        if (known := await self._buffer.evaluation(self.iteration)) is not None:
+            self.evaluation = EvaluationResult.parse(known)
+            return
+        due = self.iteration % settings.every_iterations == 0 or self.iteration == self._spec.iterations
+        if due and not self._book.of(Kind.EVALUATION):
+            await self._add(self._drawing.evaluation())
+
+    async def _add(self, rows: Sequence[GroupRow]) -> list[TrajectoryRow]:
+        if rows:
+            await self._buffer.add_groups(rows)
+        fresh = [
+            TrajectoryRow(trajectory_id(row.id, sample), row.id, sample, State.WAITING, spent_in=self.iteration)
+            for row in rows
+            for sample in range(row.samples)
+        ]
+        self._book.enter(map(self._group, rows), fresh)
+        return fresh
+
+    def _group(self, row: GroupRow) -> Group:
+        return Group(row, self._corpus.limit(row.kind, row.prompt))
+
+    # Leases
+
+    async def grant(self, request: LeaseRequest, now: float) -> tuple[Lease, ...]:
+        """Leases for a member; none if nothing waits for it."""
+        holder = Holder(request.member, request.incarnation)
+        self._leases.meet(holder, now)
+        self._leases.renew(holder, request.running, now)
+        tasks = [] if self.is_full else self._leases.grant(holder, request.capacity, now)
+        begun = [task.trajectory for task in tasks if task.generated]
+        generated = await self._buffer.generated(begun) if begun else {}
+        return tuple(
+            self._lease(task.trajectory, generated[task.trajectory].tokens.tolist() if task.generated else [])
+            for task in tasks
+        )
+
+    def _lease(self, name: str, earlier: list[int]) -> Lease:
+        trajectory = self._book.trajectories[name]
+        group = self._book.group_of(trajectory)
+        return Lease(
+            trajectory=name,
+            tokens=(*self._corpus.prompt(group.row.kind, group.row.prompt), *earlier),
+            offset=len(earlier),
+            max_new_tokens=self._rules.allowance(group, trajectory),
+            sampling=self._sampling(group, trajectory),
+            expires=self._leases.seconds,
+        )
+
+    def _sampling(self, group: Group, trajectory: TrajectoryRow) -> Sampling:
+        rollout, held_out = self._spec.rollout, self._spec.data.evaluation
+        stop = self._corpus.tokenizer.stop_tokens
+        if group.row.kind is Kind.EVALUATION and held_out and held_out.samples_per_prompt == 1:
+            return Sampling(temperature=0.0, stop_token_ids=stop)
+        seed = trajectory_seed(self._spec.seed, trajectory.id, trajectory.length)
+        return Sampling(temperature=rollout.temperature, top_p=rollout.top_p, seed=seed, stop_token_ids=stop)
+
+    def expire(self, now: float) -> None:
+        """Take back the leases that ran out."""
+        if over := self._leases.expire(now):
+            log.warning("leases ran out", count=len(over))
+            self._announce()
+
+    def lost(self, member: int) -> None:
+        """A member is gone: what it held goes to the others (phases.md, rule 8)."""
+        if lost := self._leases.give_back(member):
+            log.warning("a lost member's leases go to others", member=member, count=len(lost))
+            self._announce()
+
+    def _go_on(self, trajectory: TrajectoryRow) -> None:
+        """Do what comes next for a trajectory in its state: lease it, score it, or let it rest."""
+        group = self._book.group_of(trajectory)
+        if trajectory.state is State.FINISHED:
+            task = asyncio.create_task(self._score(trajectory), name=f"score {trajectory.id}")
+            self._scoring.add(task)
+            task.add_done_callback(self._scored)
+        elif trajectory.state in (State.WAITING, State.PARTIAL) and self._rules.allowance(group, trajectory) > 0:
+            former = self._former.get(trajectory.id)
+            self._leases.add(Task(trajectory.id, self._rules.urgent(group), trajectory.length, former))
+
+    def _announce(self) -> None:
+        self.news.set()
+        self.news = asyncio.Event()
+
+    # Segments
+
+    async def accept(self, batch: SegmentBatch, now: float) -> SegmentReceipt:
+        """Store what a member generated. What the receipt names as stored is on disk.
+
+        A segment ends its trajectory's lease. It is refused, with a reason, if it makes no sense, if another member
+        has the trajectory now, or if the trajectory is no longer wanted.
+        """
+        holder = Holder(batch.member, batch.incarnation)
+        self._leases.meet(holder, now)
+        receipt: dict[str, str | None] = {}
+        rows: list[SegmentRow] = []
+        for segment in batch.segments:
+            objection = self._objection(segment, holder)
+            if objection is None and (segment.tokens or segment.finish is not Finish.ABORT):
+                rows.append(self._row(segment))
+                continue
+            receipt[segment.trajectory] = objection
+            if objection is None:
+                self._resume(segment.trajectory)
+        outcomes = await self._buffer.append(rows, self.iteration) if rows else []
+        for row, outcome in zip(rows, outcomes, strict=True):
+            receipt[row.trajectory] = None if outcome.safe else outcome.value
+            if outcome is Outcome.STORED and row.state and self._book.grow(row, row.state, self.iteration):
+                self._former[row.trajectory] = batch.member
+                self._resume(row.trajectory)
+        await self._move_on()
+        refused = {name: reason for name, reason in receipt.items() if reason is not None}
+        return SegmentReceipt(stored=tuple(name for name in receipt if name not in refused), refused=refused)
+
+    def _objection(self, segment: Segment, holder: Holder) -> str | None:
+        """Why a segment must not be stored, if so."""
+        if objection := incoherence(segment, self._corpus.tokenizer.vocabulary_size):
+            return objection
+        other = self._leases.holder(segment.trajectory)
+        if other is not None and other != holder:
+            return f"member {other.member} has this trajectory now"
+        trajectory = self._book.trajectories.get(segment.trajectory)
+        if trajectory is None or segment.offset < trajectory.length:
+            return None  # The buffer knows whether it is a repetition of what is stored.
+        return overstepping(segment, self._book.group_of(trajectory), self._rules)
+
+    def _row(self, segment: Segment) -> SegmentRow:
+        trajectory = self._book.trajectories.get(segment.trajectory)
+        if trajectory is None:
+            return SegmentRow.of(segment, None)
+        limit = self._book.group_of(trajectory).limit
+        length = segment.offset + len(segment.tokens)
+        return SegmentRow.of(segment, self._rules.state_after(segment.finish, length, limit))
+
+    def _resume(self, name: str) -> None:
+        """The lease of a trajectory has ended."""
+        self._leases.done(name)
+        if (trajectory := self._book.trajectories.get(name)) is not None:
+            self._go_on(trajectory)
+
+    # Scoring
+
+    async def _score(self, trajectory: TrajectoryRow) -> None:
+        group = self._book.group_of(trajectory)
+        record = self._corpus.record(group.row.kind, group.row.prompt)
+        generated = await self._buffer.generated([trajectory.id])
+        text = self._corpus.tokenizer.text(generated[trajectory.id].tokens.tolist())
+        try:
+            score = await self._corpus.scoring.score(record, text)
+            row = ScoreRow(trajectory.id, score.value, score.correct)
+        except Unscored as error:
+            log.warning("a response could not be scored", trajectory=trajectory.id, reason=str(error))
+            row = ScoreRow(trajectory.id, None, error=error.reason)
+        await self._settle(row)
+
+    async def _settle(self, row: ScoreRow) -> None:
+        while True:
+            try:
+                await self._buffer.score([row])
+                self._book.settle(row)
+                await self._move_on()
+            except BufferFull as error:
+                log.warning("a score waits for room in the buffer", error=str(error))
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                return
+
+    def _scored(self, task: asyncio.Task[None]) -> None:
+        self._scoring.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed = error
+            self._announce()
+
+    # The end
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the batch is complete, and the evaluation if one is due."""
+        if self._book.unsettled[Kind.EVALUATION]:
+            return False
+        return not self.trains or self._out_of_prompts or self._rules.full(self._book)
+
+    async def full(self) -> None:
+        """Wait until the rollout is complete. What breaks scoring as a whole is raised here."""
+        while True:
+            news = self.news
+            if self._failed is not None:
+                raise self._failed
+            if self.is_full:
+                return
+            await news.wait()
+
+    async def _move_on(self) -> None:
+        """With a token budget, open new groups in the place of those that rest; tell who waits."""
+        if self.trains and self._rules.partial:
+            async with self._drawing_lock:
+                await self._top_up()
+        self._announce()
+
+    async def _top_up(self) -> None:
+        rollout = self._spec.rollout
+        in_play = self._leases.waiting + self._leases.leased
+        room = rollout.prompts_per_iteration - -(-in_play // rollout.samples_per_prompt)
+        if room <= 0 or self._drawing is None or self.is_full:
+            return
+        fresh = await self._add(self._drawing.train(room))
+        for trajectory in fresh:
+            self._go_on(trajectory)
+        scoring = any(trajectory.state is State.FINISHED for trajectory in self._book.trajectories.values())
+        if not fresh and not in_play and not scoring:
+            self._all_rest()
+
+    def _all_rest(self) -> None:
+        """Every prompt is in play and every trajectory has spent its budget."""
+        if self._book.ready:
+            self._out_of_prompts = True
+            return
+        for trajectory in self._book.trajectories.values():
+            trajectory.spent = 0
+            self._go_on(trajectory)
+
+    async def close(self) -> BatchSummary | None:
+        """Write the batch of what is ready, and the evaluation; ``None`` after the last iteration.
+
+        A batch that exists is returned as it is. Without a token budget, what is unfinished is given up.
+
+        Raises:
+            RunFailed: not a single group can be trained on.
+        """
+        await self._close_evaluation()
+        if self._batch is not None:
+            return BatchSummary.parse(self._batch.summary)
+        if not self.trains:
+            return None
+        if not self._rules.partial:
+            await self._finish_scoring()
+        groups = self._rules.batch(self._book)
+        if not groups:
+            reasons = unscored_samples(self._book.of(Kind.TRAIN)) or "no group was finished in time"
+            raise RunFailed(f"iteration {self.iteration} has nothing to train on: {reasons}")
+        members = shaped(groups, self._spec.rollout, self._spec.algorithm.length_penalty, self.iteration)
+        result = summary(self.iteration, self.weight_version, groups, members)
+        body = await build_body(self.iteration, members, self._buffer, self._corpus)
+        await self._write(BatchRow(self.iteration, members, result.dump(), body.digest), groups)
+        return result
+
+    async def _write(self, batch: BatchRow, groups: Sequence[Group]) -> None:
+        taken = {group.row.id for group in groups}
+        others = [group for group in self._book.of(Kind.TRAIN) if group.row.id not in taken]
+        dropped = [group for group in others if self._rules.given_up(group)]
+        attempts = renewed_attempts(groups, await self._buffer.attempts())
+        await self._buffer.add_batch(batch, taken, [group.row.id for group in dropped], attempts)
+        self._batch = batch
+        for group in (*groups, *dropped):
+            self._forget(group)
+        log.info("batch is closed", iteration=self.iteration, samples=len(batch.members), dropped_groups=len(dropped))
+
+    async def _close_evaluation(self) -> None:
+        groups = self._book.of(Kind.EVALUATION)
+        if not groups:
+            return
+        self.evaluation = evaluation(self.iteration, groups)
+        await self._buffer.close_evaluation(self.iteration, self.evaluation.dump(), [group.row.id for group in groups])
+        for group in groups:
+            self._forget(group)
+
+    def _forget(self, group: Group) -> None:
+        self._book.forget(group)
+        for name in group.trajectories:
+            self._leases.done(name)
+
+    async def _finish_scoring(self) -> None:
+        """At a deadline: what engines have finished is not thrown away for want of a score."""
+        if self._scoring:
+            await asyncio.wait(self._scoring, timeout=_SCORING_SECONDS)
+
+    async def stop(self) -> None:
+        """End scoring; what is not scored yet is scored by the next rollout."""
+        for task in list(self._scoring):
+            task.cancel()
+        if self._scoring:
+            await asyncio.wait(self._scoring)
+
+    def done(self) -> tuple[int, int]:
+        """Settled and wanted training trajectories."""
+        wanted = self._spec.samples_per_iteration
+        if not self.trains:
+            return wanted, wanted
+        settled = sum(len(group.trajectories) - group.unsettled for group in self._book.of(Kind.TRAIN))
+        return min(settled, wanted), wanted
+
+    def counts(self) -> BufferCounts:
+        """Trajectories that are in no batch."""
+        return self._book.counts()
+
+
+def trajectory_seed(seed: int, trajectory: str, offset: int) -> int:
+    """The sampling seed of a trajectory from ``offset`` on: a continuation must not draw the same numbers again."""
+    drawn = hashlib.blake2b(f"{seed}/{trajectory}/{offset}".encode(), digest_size=8).digest()
+    return int.from_bytes(drawn) >> 1
