@@ -48,7 +48,10 @@ def job_spec(**trainer: Any) -> dict[str, Any]:
     return {
         "iterations": 4,
         "seed": 7,
-        "model": {"source": {"random": {"config": CONFIG, "tokenizer": {"characters": CHARACTERS}}}, "dtype": "float32"},
+        "model": {
+            "source": {"random": {"config": CONFIG, "tokenizer": {"characters": CHARACTERS}}},
+            "dtype": "float32",
+        },
         "data": {
             "prompts": [{"path": "/data/prompts.jsonl"}],
             "warmup": {"path": "/data/warmup.jsonl", "epochs": 2, "batchSize": 10, "learningRate": 1e-3},
@@ -66,7 +69,7 @@ def job_spec(**trainer: Any) -> dict[str, Any]:
 
 
 def batch(seed: int, version: int, prompts: int = 8, samples: int = 4) -> dict[str, torch.Tensor]:
-    """Random samples of 6 to 36 tokens in the wire's format; the last third of each prompt's last sample is stale."""
+    """Random samples of 6 to 36 tokens in the wire's format."""
     generator = torch.Generator().manual_seed(seed)
     count = prompts * samples
     prompt_lengths = torch.randint(3, 8, (prompts,), generator=generator).repeat_interleave(samples)
@@ -95,7 +98,7 @@ def warmup_rows(seed: int) -> dict[str, torch.Tensor]:
 
 @dataclass
 class Orchestrator:
-    """Serves bodies by path, to those with the job's token; ``down`` makes it answer 503."""
+    """Serves bodies by path, to those with the job's token."""
 
     bodies: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
@@ -128,8 +131,12 @@ class Orchestrator:
             server.server_close()
             thread.join()
 
-    def put(self, path: str, tensors: dict[str, torch.Tensor]) -> None:
-        self.bodies[path] = safetensors.torch.save(tensors)
+    def put_batch(self, iteration: int, tensors: dict[str, torch.Tensor]) -> None:
+        metadata = {"iteration": str(iteration), "digest": ""}
+        self.bodies[f"/v1/batches/{iteration}"] = safetensors.torch.save(tensors, metadata)
+
+    def put_warmup(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.bodies["/v1/warmup"] = safetensors.torch.save(tensors)
 
 
 class World:
@@ -141,13 +148,10 @@ class World:
         self._process = process
         self._log = log
 
-    def ask(self, command: TrainerCommand, timeout: float = 120.0) -> TrainerReply:
-        return self.ask_all(command, timeout)[0]
-
-    def ask_all(self, command: TrainerCommand, timeout: float = 120.0) -> list[TrainerReply]:
+    def ask(self, command: TrainerCommand, timeout: float = START_SECONDS) -> TrainerReply:
         deadline = time.monotonic() + timeout
         with ThreadPoolExecutor(self._ranks) as threads:
-            return list(threads.map(lambda rank: self._ask(rank, command, deadline), range(self._ranks)))
+            return next(threads.map(lambda rank: self._ask(rank, command, deadline), range(self._ranks)))
 
     def _ask(self, rank: int, command: TrainerCommand, deadline: float) -> TrainerReply:
         with self._connect(rank, deadline) as connection:
@@ -170,8 +174,10 @@ class World:
                     raise AssertionError(f"rank {rank} does not listen:\n{self.log()}") from None
                 time.sleep(0.1)
 
-    def export(self, epoch: int, version: int) -> tuple[dict[str, torch.Tensor], list[TrainerReply]]:
-        """What an engine would get, and the replies."""
+    def export(
+        self, epoch: int, version: int, probe: tuple[int, ...] = ()
+    ) -> tuple[dict[str, torch.Tensor], TrainerReply]:
+        """What an engine would get, and rank 0's reply."""
         received: dict[str, torch.Tensor] = {}
 
         def take() -> None:
@@ -182,9 +188,9 @@ class World:
 
         with ThreadPoolExecutor(1) as thread:
             taking = thread.submit(take)
-            replies = self.ask_all(Export(epoch=epoch, weight_version=version, timeout=60.0))
+            reply = self.ask(Export(epoch=epoch, weight_version=version, timeout=60.0, probe=probe))
             taking.result()
-        return received, replies
+        return received, reply
 
     def wait(self, timeout: float = 60.0) -> int:
         return self._process.wait(timeout)
@@ -217,7 +223,11 @@ def running_world(
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*command, "-m", "tandem_trainer"], env=environment, stdout=output, stderr=output, start_new_session=True
+                [*command, "-m", "tandem_trainer"],
+                env=environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         try:
             yield World(directory, ranks, process, log)

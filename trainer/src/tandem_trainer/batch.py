@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The batch of an iteration as it comes from the orchestrator, read and checked."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -50,17 +51,20 @@ class Batch:
         return self.offsets.diff()
 
     @staticmethod
-    def parse(body: bytes) -> "Batch":
-        """Read a training batch, or a warm-up set: then rewards are zero and every sample is a group of its own.
+    def parse(body: bytes, iteration: int | None) -> "Batch":
+        """Read the training batch of ``iteration``, or a warm-up set (None), which has neither rewards nor groups:
+        then rewards are zero and every sample is a group of its own.
 
         Raises:
-            MalformedBatch: a tensor is missing, misshapen, or contradicts another.
+            MalformedBatch: it is another iteration's, or a tensor is missing, misshapen, or contradicts another.
         """
         try:
             tensors = safetensors.torch.load(body)
         except SafetensorError as error:
             raise MalformedBatch(f"batch: is not safetensors: {error}") from error
-        _require(tensors, WARMUP_TENSORS if "rewards" not in tensors else BATCH_TENSORS)
+        if iteration is not None and (found := _metadata(body).get("iteration")) != str(iteration):
+            raise MalformedBatch(f"batch: is that of iteration {found}, expected iteration {iteration}")
+        _require(tensors, WARMUP_TENSORS if iteration is None else BATCH_TENSORS)
         offsets, tokens = tensors["offsets"], tensors["tokens"].long()
         samples = len(offsets) - 1
         _check(tensors, samples, len(tokens))
@@ -93,6 +97,13 @@ class Batch:
         order = torch.randperm(len(ids), generator=generator)
         for chosen in order.split(prompts or len(ids)):
             yield torch.isin(members, chosen).nonzero().squeeze(1)
+
+
+def _metadata(body: bytes) -> dict[str, str]:
+    """What a safetensors header says besides its tensors."""
+    end = 8 + int.from_bytes(body[:8], "little")
+    metadata: dict[str, str] = json.loads(body[8:end]).get("__metadata__", {})
+    return metadata
 
 
 def _require(tensors: dict[str, Tensor], names: tuple[str, ...]) -> None:

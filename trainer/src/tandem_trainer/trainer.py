@@ -129,7 +129,7 @@ class Trainer:
             raise CommandRefused("spec.data.warmup is absent, but the sidecar asked for a warm-up")
         policy = self._ready()
         started = perf_counter()
-        rows = self._fetch("warmup", _MOST_WARMUP_BYTES)
+        rows = self._fetch("warmup", _MOST_WARMUP_BYTES, None)
         fetched = perf_counter()
         result = warm_up(policy, rows, settings, self._spec.trainer.micro_batch_tokens, self._spec.seed)
         self._counters = Counters(0, self._counters.weight_version)
@@ -143,7 +143,7 @@ class Trainer:
         most = self._spec.samples_per_iteration * (
             self._spec.engine.max_model_len * _BYTES_PER_TOKEN + _BYTES_PER_SAMPLE
         )
-        batch = self._fetch(f"batches/{command.iteration}", most + _HEADER_BYTES)
+        batch = self._fetch(f"batches/{command.iteration}", most + _HEADER_BYTES, command.iteration)
         fetched = perf_counter()
         settings = IterationSettings(self._spec.algorithm, self._spec.trainer, self._spec.iterations, self._spec.seed)
         result = train_iteration(policy, batch, settings, command.iteration, command.weight_version)
@@ -215,7 +215,7 @@ class Trainer:
         self._policy.onload(training=for_training)
         return self._policy
 
-    def _fetch(self, what: str, most_bytes: int) -> Batch:
+    def _fetch(self, what: str, most_bytes: int, iteration: int | None) -> Batch:
         """The same batch on every rank, or the same error."""
         batch: Batch | None = None
         digest, error = "", None
@@ -227,7 +227,7 @@ class Trainer:
                 min(_LONGEST_FETCH, self._spec.schedule.phase_deadlines.train),
             )
             digest = hashlib.blake2b(body, digest_size=16).hexdigest()
-            batch = Batch.parse(body)
+            batch = Batch.parse(body, iteration)
         except (FetchFailed, MalformedBatch) as problem:
             error = str(problem)
         parallel.agree(error, same=digest)

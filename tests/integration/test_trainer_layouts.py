@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trainer ranks under torchrun, told what to do as by a sidecar: one rank, and two cut in each possible way."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trainer_world import Orchestrator, World, batch, job_spec, running_world, warmup_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tandem_api.messages.trainer import Checkpoint, FinishRun, Load, TrainerReply, TrainStep, Warmup
+
+PROBE = (3, 5, 7, 9, 4, 2, 8, 8, 11)
+TOLERANCE = 1e-4
+LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
+    "one": (1, {}),
+    "tensor": (2, {"tensor": 2}),
+    "pipeline": (2, {"pipeline": 2}),
+    "data": (2, {}),
+}
+SPLIT = [name for name in LAYOUTS if name != "one"]
+
+
+@dataclass
+class Run:
+    """What came of one layout: warm-up, three iterations, an export, and the last iteration once more."""
+
+    directory: Path
+    warmup: TrainerReply
+    steps: list[TrainerReply]
+    weights: dict[str, torch.Tensor]
+    exported: TrainerReply
+    resumed: TrainerReply
+    resumed_weights: dict[str, torch.Tensor]
+    refusals: dict[str, TrainerReply] = field(default_factory=dict)
+    again: TrainerReply | None = None
+    requests: list[str] = field(default_factory=list)
+    finish: TrainerReply | None = None
+    exit_code: int | None = None
+
+
+def _train(world: World) -> tuple[TrainerReply, list[TrainerReply]]:
+    world.ask(Load(epoch=1))
+    warmup = world.ask(Warmup(epoch=2, save=True))
+    steps = [
+        world.ask(TrainStep(epoch=3 + number, iteration=number, weight_version=number, save=number == 1))
+        for number in range(3)
+    ]
+    return warmup, steps
+
+
+def _run(world: World, directory: Path, resume_from: Path) -> Run:
+    warmup, steps = _train(world)
+    weights, exported = world.export(7, 3, PROBE)
+    world.ask(Load(epoch=8, checkpoint=str(resume_from / "iter-0000002")))
+    resumed = world.ask(TrainStep(epoch=9, iteration=2, weight_version=2))
+    resumed_weights, _ = world.export(10, 3)
+    return Run(directory, warmup, steps, weights, exported, resumed, resumed_weights)
+
+
+def _try_what_is_refused(world: World, orchestrator: Orchestrator, run: Run) -> None:
+    last = TrainStep(epoch=9, iteration=2, weight_version=2)
+    world.ask(Load(epoch=20, checkpoint="iter-0000002"))
+    first = world.ask(last)
+    served = len(orchestrator.requests)
+    run.again = world.ask(last)
+    run.requests = orchestrator.requests[served:]
+    assert run.again == first
+    run.refusals["iteration"] = world.ask(TrainStep(epoch=21, iteration=7, weight_version=7))
+    run.refusals["batch"] = world.ask(TrainStep(epoch=22, iteration=3, weight_version=3))
+    run.refusals["checkpoint"] = world.ask(Load(epoch=23, checkpoint="iter-0000009"))
+    run.refusals["unloaded"] = world.ask(Checkpoint(epoch=24, iteration=0))
+    world.ask(Load(epoch=25, checkpoint="iter-0000002"))
+    world.ask(TrainStep(epoch=26, iteration=2, weight_version=2, save=True))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
+    done: dict[str, Run] = {}
+    with Orchestrator().serving() as orchestrator:
+        for number in range(3):
+            orchestrator.put_batch(number, batch(seed=number, version=number))
+        orchestrator.put_warmup(warmup_rows(seed=9))
+        for name, (ranks, parallelism) in LAYOUTS.items():
+            directory = tmp_path_factory.mktemp(name)
+            spec: dict[str, Any] = job_spec(parallelism=parallelism) | {"checkpoint": {"keep": 2}}
+            with running_world(spec, orchestrator, directory, ranks) as world:
+                one = done["one"].directory if done else directory
+                run = done[name] = _run(world, directory, one)
+                if name == "one":
+                    _try_what_is_refused(world, orchestrator, run)
+                run.finish = world.ask(FinishRun(epoch=99, export=True))
+                run.exit_code = world.wait()
+        yield done
+
+
+def _curve(run: Run) -> list[float]:
+    return [reply.measured[name] for reply in run.steps for name in ("loss", "gradNorm", "tauPenalty")]
+
+
+def _largest_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    assert list(ours) == list(theirs)
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+@pytest.mark.parametrize("layout", SPLIT)
+def test_losses_of_two_ranks_equal_one_ranks(runs: dict[str, Run], layout: str) -> None:
+    assert _curve(runs[layout]) == pytest.approx(_curve(runs["one"]), abs=TOLERANCE, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("layout", SPLIT)
+def test_weights_of_two_ranks_equal_one_ranks(runs: dict[str, Run], layout: str) -> None:
+    # Adam's first steps have the size of the learning rate whatever the gradient's: rounding shows where it is tiny.
+    assert _largest_difference(runs[layout].weights, runs["one"].weights) < 1e-3
+
+
+@pytest.mark.parametrize("layout", SPLIT)
+def test_the_warm_up_of_two_ranks_equals_one_ranks(runs: dict[str, Run], layout: str) -> None:
+    assert runs[layout].warmup.measured == pytest.approx(runs["one"].warmup.measured, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("layout", SPLIT)
+def test_a_checkpoint_of_one_rank_goes_on_the_same_on_two(runs: dict[str, Run], layout: str) -> None:
+    assert runs[layout].resumed.measured == pytest.approx(runs["one"].steps[2].measured, abs=1e-3, rel=1e-3)
+    assert _largest_difference(runs[layout].resumed_weights, runs["one"].weights) < 1e-3
+
+
+def test_a_checkpoint_goes_on_exactly_as_if_there_had_been_no_stop(runs: dict[str, Run]) -> None:
+    one = runs["one"]
+    assert one.resumed.measured == one.steps[2].measured
+    assert _largest_difference(one.resumed_weights, one.weights) == 0.0
+
+
+def test_the_warm_up_lowers_the_loss(runs: dict[str, Run]) -> None:
+    measured = runs["one"].warmup.measured
+    assert measured["loss"] < measured["firstLoss"]
+    assert measured["updates"] == 6
+
+
+def test_a_step_reports_what_the_phases_need(runs: dict[str, Run]) -> None:
+    first = runs["one"].steps[0]
+    assert {"loss", "gradNorm", "tokens", "logprobDiffMean", "logprobDiffMax", "tauPenalty"} <= first.measured.keys()
+    assert {"data", "reference", "update"} <= first.seconds.keys()
+    assert first.measured["tokens"] == float(batch(seed=0, version=0)["lossMask"].sum())
+
+
+def test_the_learning_rate_falls_as_the_spec_says(runs: dict[str, Run]) -> None:
+    rates = [reply.measured["learningRate"] for reply in runs["one"].steps]
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4])
+
+
+def test_a_command_sent_again_is_answered_and_not_done_again(runs: dict[str, Run]) -> None:
+    assert runs["one"].again is not None
+    assert runs["one"].again.measured == runs["one"].resumed.measured
+    assert runs["one"].requests == []
+
+
+@pytest.mark.parametrize(
+    ("case", "named"),
+    [
+        ("iteration", "after 7 iterations"),
+        ("batch", "batches/3"),
+        ("checkpoint", "iter-0000009"),
+        ("unloaded", "load"),
+    ],
+)
+def test_a_refused_command_says_why_and_leaves_the_rank_able_to_go_on(
+    runs: dict[str, Run], case: str, named: str
+) -> None:
+    assert named in (runs["one"].refusals[case].error or "")
+    assert runs["one"].exit_code == 0
+
+
+def test_only_the_newest_checkpoints_stay_and_latest_names_the_newest(runs: dict[str, Run]) -> None:
+    directory = runs["one"].directory
+    assert sorted(path.name for path in directory.glob("iter-*")) == ["iter-0000002", "iter-0000003"]
+    assert (directory / "latest").read_text() == "iter-0000003"
+    assert not list(directory.glob(".*"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_plain_transformers_loads_the_export_and_scores_the_probe_as_the_trainer_did(
+    runs: dict[str, Run], layout: str
+) -> None:
+    run = runs[layout]
+    assert run.finish is not None
+    directory = str(run.finish.path)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(torch.tensor([PROBE])).logits[0, :-1].log_softmax(-1)
+    scored = logits.gather(1, torch.tensor(PROBE[1:])[:, None]).squeeze(1).tolist()
+    assert scored == pytest.approx(run.exported.probe_logprobs, abs=1e-3)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert tokenizer.decode(tokenizer.encode("1+2=3")) == "1+2=3"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_export_says_what_was_sent(runs: dict[str, Run], layout: str) -> None:
+    run = runs[layout]
+    assert run.exported.digest == runs["one"].exported.digest
+    assert run.exported.measured["tensors"] == len(run.weights)
+    assert run.exported.measured["bytes"] == sum(tensor.nbytes for tensor in run.weights.values())
