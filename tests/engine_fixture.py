@@ -199,10 +199,10 @@ def completion(answer: dict[str, Any]) -> Completion:
 
 
 @contextlib.contextmanager
-def running_engine(dtype: str = "float32") -> Iterator[Engine]:
+def running_engine(dtype: str = "float32", **changes: Any) -> Iterator[Engine]:
     """Starts an engine; it may not answer yet: call `wait`."""
     with tempfile.TemporaryDirectory(prefix="engine-", ignore_cleanup_errors=True) as directory:
-        engine = Engine(write_model(Path(directory) / "model", DType(dtype)), Path(directory), dtype)
+        engine = Engine(write_model(Path(directory) / "model", DType(dtype), **changes), Path(directory), dtype)
         try:
             yield engine
         finally:
