@@ -185,6 +185,16 @@ def test_an_unexpected_digest_is_refused(engine: Engine, version: int) -> None:
     assert_engine_computes(engine, model, version)
 
 
+def test_an_update_that_nobody_finishes_can_be_abandoned(engine: Engine, version: int) -> None:
+    model = reference_model(engine.model, seed=version)
+    engine.call("/start_weight_update").raise_for_status()
+    assert engine.call("/start_weight_update").status_code != httpx.codes.OK
+    engine.call("/collective_rpc", {"method": "handoff_abandon"}).raise_for_status()
+    assert not engine.report()["in_service"]
+    engine.hand_over(version, weights(model))
+    assert_engine_computes(engine, model, version)
+
+
 def test_an_absent_trainer_costs_no_more_than_the_deadline(engine: Engine, version: int) -> None:
     answer = engine.update(version, timeout=0.3)
     assert "0.3 s" in answer.json()["error"]["message"]

@@ -124,7 +124,7 @@ class Exporter:
             try:
                 hello = channel.receive(deadline, "the importer's hello")
                 self._welcome(channel, hello, version, deadline)
-                return channel, set(field(hello, "segments", list))
+                return channel, {str(identity) for identity in field(hello, "segments", list)}
             except (PeerLostError, PeerRefusedError):
                 channel.close()
             except BaseException as error:
