@@ -25,11 +25,13 @@ class Choice(StrEnum):
 
 
 class ImageSettings(Contract):
-    """Default images of the three programs."""
+    """Default images of the three programs; ``cpu_…`` for jobs without accelerators."""
 
     orchestrator: str
     engine: str
     trainer: str
+    cpu_engine: str | None = None
+    cpu_trainer: str | None = None
     pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
 

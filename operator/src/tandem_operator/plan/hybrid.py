@@ -58,7 +58,7 @@ def _engine(job: RLJobObject, platform: Platform) -> Manifest:
         variables.append({"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"})
     return pods.container(
         "engine",
-        settings.image or platform.images.engine,
+        settings.image or platform.images.engine_for(accelerated=devices is not None),
         "tandem_sidecar",
         platform,
         pods.with_user_environment(variables, settings.env),
@@ -78,7 +78,7 @@ def _trainer(job: RLJobObject, platform: Platform) -> Manifest:
     settings, devices = job.spec.trainer, job.spec.hybrid.accelerators
     return pods.container(
         "trainer",
-        settings.image or platform.images.trainer,
+        settings.image or platform.images.trainer_for(accelerated=devices is not None),
         "tandem_trainer.launch",
         platform,
         pods.with_user_environment(_environment(job, platform), settings.env),

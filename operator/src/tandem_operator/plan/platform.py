@@ -9,13 +9,24 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Default images; a job's own ``image`` fields replace them."""
+    """Default images; a job's own ``image`` fields replace them.
+
+    ``cpu_engine`` and ``cpu_trainer`` are for jobs without accelerators, where they need images of their own.
+    """
 
     orchestrator: str
     engine: str
     trainer: str
+    cpu_engine: str | None = None
+    cpu_trainer: str | None = None
     pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
+
+    def engine_for(self, accelerated: bool) -> str:
+        return self.engine if accelerated else self.cpu_engine or self.engine
+
+    def trainer_for(self, accelerated: bool) -> str:
+        return self.trainer if accelerated else self.cpu_trainer or self.trainer
 
 
 @dataclass(frozen=True, slots=True)
