@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from tandem_cluster.components import kubectl
 from tandem_cluster.errors import ClusterError
-from tandem_cluster.images import import_archive
+from tandem_cluster.images import import_archive, stored_blobs
 from tandem_cluster.lifecycle import Cluster
 
 DEFAULT_STATE = Path(__file__).resolve().parents[2] / "build" / "cluster"
@@ -73,6 +73,12 @@ def load(
     """Put the images of an archive into the cluster."""
     for line in import_archive(Cluster(state.resolve()).layout, archive):
         console.print(line)
+
+
+@app.command()
+def blobs(state: StateOption = DEFAULT_STATE) -> None:
+    """List the digests of what the cluster's image store holds: layers that need not be loaded again."""
+    print("\n".join(sorted(stored_blobs(Cluster(state.resolve()).layout))))
 
 
 if __name__ == "__main__":

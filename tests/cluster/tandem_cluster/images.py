@@ -63,4 +63,7 @@ def import_archive(layout: Layout, archive: IO[bytes]) -> list[str]:
 
 def stored_blobs(layout: Layout) -> set[str]:
     """The digests (sha256:…) of what containerd holds already: layers that need not be sent again."""
-    return set(ctr(layout, "content", "list", "--quiet").stdout.decode().split())
+    result = ctr(layout, "content", "list", "--quiet")
+    if result.returncode != 0:
+        raise ClusterError(f"containerd does not answer (is the cluster up?): {result.stderr.decode().strip()}")
+    return set(result.stdout.decode().split())

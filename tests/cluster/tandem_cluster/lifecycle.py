@@ -18,9 +18,10 @@ from tandem_cluster.errors import ClusterError
 from tandem_cluster.images import import_pause
 from tandem_cluster.layout import LONGEST_STATE, Layout
 from tandem_cluster.network import create_bridge, remove_network
-from tandem_cluster.packages import NODE_PACKAGES, install_missing
 from tandem_cluster.processes import Process, ProcessTable, wait_until
 
+PACKAGES = ("conntrack", "containernetworking-plugins", "iproute2", "nftables", "openssl", "runc")
+INSTALL = Path(__file__).resolve().parents[3] / "hack" / "debian-packages"
 CGROUPS = Path("/sys/fs/cgroup")
 Step = Callable[[str], contextlib.AbstractContextManager[object]]
 """Announces a step of the work to the person who waits for it, and its end."""
@@ -58,7 +59,7 @@ class Cluster:
             return
         self.down(step)
         with step("Debian packages"):
-            install_missing(NODE_PACKAGES)
+            _install_packages()
         with step("programs (10 minutes when they are built for the first time)"):
             binaries = build_binaries()
         self._prepare(binaries)
@@ -96,15 +97,13 @@ class Cluster:
         containerd = [process for process in processes if process.name == "containerd"]
         if processes:
             with step("stopping components"):
-                for process in reversed([process for process in processes if process not in containerd]):
-                    self._table.stop(process)
+                self._table.stop([process for process in processes if process not in containerd])
         if containerd or _kubelet_cgroups():
             with step("removing pods"):
                 self._kill_pods()
                 if any(process.running for process in containerd):
                     self._remove_containers()
-                for process in containerd:
-                    self._table.stop(process)
+                self._table.stop(containerd)
                 self._kill_shims()
         self._clean(purge)
 
@@ -156,6 +155,12 @@ class Cluster:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+
+def _install_packages() -> None:
+    result = subprocess.run([INSTALL, *PACKAGES], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise ClusterError(f"cannot install Debian packages: {result.stderr.strip()}")
 
 
 def _kubelet_cgroups() -> list[Path]:

@@ -54,13 +54,17 @@ class Process:
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal, unless the process is gone."""
+        if self.running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
     def stop(self, seconds: float = 20.0) -> None:
         """SIGTERM, then SIGKILL after `seconds`; returns when the process is gone."""
         for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, 5.0)):
             deadline = time.monotonic() + patience
-            if self.running:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self.pid, number)
+            self.signal(number)
             while self.running and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
         if self.running:
@@ -113,6 +117,10 @@ class ProcessTable:
             lambda: f"{process.name} is not ready after {seconds:g} s. The end of {process.log}:\n{process.log_end()}",
         )
 
-    def stop(self, process: Process) -> None:
-        process.stop()
-        (self._directory / f"{process.name}.json").unlink()
+    def stop(self, processes: Sequence[Process]) -> None:
+        """Stops all of them at once, and forgets each when it is gone."""
+        for process in processes:
+            process.signal(signal.SIGTERM)
+        for process in processes:
+            process.stop()
+            (self._directory / f"{process.name}.json").unlink()
