@@ -55,6 +55,15 @@ def test_json_documents_change_only_where_a_whole_string_is_a_path_below_a_mount
     assert rewritten == document | {"prompts": [{"path": "/s/3/tmp/p.jsonl"}]}
 
 
+def test_what_lies_below_an_empty_mount_on_this_machine_is_meant_as_it_is_here(tmp_path: Path) -> None:
+    there = tmp_path / "prompts.jsonl"
+    there.touch()
+    rewriting = Rewriting({str(tmp_path): Path("/s/tmp")}, {}, frozenset({str(tmp_path)}))
+    assert rewriting.text(f"{there}:{tmp_path}/new:{tmp_path}") == f"{there}:/s/tmp/new:/s/tmp"
+    assert rewriting.path(str(there)) == there
+    assert rewriting.path(str(tmp_path)) == Path("/s/tmp")
+
+
 @given(st.text())
 def test_documents_that_name_no_mount_stay_byte_for_byte(text: str) -> None:
     assert Rewriting({"/nowhere/at/all": Path("/x")}, {}).document(text) == text

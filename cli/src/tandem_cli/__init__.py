@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tandem run, validate, report; kubectl tandem."""
+"""The command line: tandem run, validate, report."""

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
@@ -47,7 +48,7 @@ def launch(template: Manifest, pod: PodFacts, volumes: Volumes, objects: Manifes
     if not template.get("command"):
         raise UserError(Problem(f"container {template['name']}", "has no command; local mode has no image to ask"))
     mounts = volumes.mounts(template)
-    rewriting = Rewriting(mounts, hosts)
+    rewriting = Rewriting(mounts, hosts, volumes.empty_mounts(template))
     volumes.fill(template, rewriting)
     env = variables(template, pod, objects, rewriting)
     words = [*template["command"], *(template.get("args") or [])]
@@ -81,8 +82,21 @@ class Container:
         self._restart = restart
         self._probe: Probe | None = startup_probe(template, pod.address, self._command_check)
         self._process: Process | None = None
+        self._state: Manifest = {"waiting": {"reason": "PodInitializing"}}
+        self._last_state: Manifest = {}
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
+
+    @property
+    def status(self) -> Manifest:
+        """An entry of the pod's containerStatuses."""
+        return {
+            "name": self.name,
+            "ready": "running" in self._state and self.started.is_set(),
+            "restartCount": self.restarts,
+            "state": self._state,
+            "lastState": self._last_state,
+        }
 
     async def run(self) -> int:
         """Run until it ends for good; its last exit status."""
@@ -94,6 +108,7 @@ class Container:
                 seconds = time.monotonic() - began
                 again = not self._stopping.is_set() and self._restart(status)
                 self.restarts += again
+                self._note_end(status, again)
                 self._node.on_exit(ContainerExit(self._pod.name, self.name, status, seconds, self.restarts, again))
                 if not again:
                     return status
@@ -128,10 +143,19 @@ class Container:
         if self._process is not None:
             self._process.kill()
 
+    def _note_end(self, status: int, again: bool) -> None:
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        end = {"exitCode": status, "reason": "Error" if status else "Completed", "finishedAt": finished}
+        self._last_state = {"terminated": end}
+        self._state = {"waiting": {"reason": "CrashLoopBackOff"}} if again else self._last_state
+        self._node.on_change()
+
     async def _run_once(self) -> int:
         launch = self.launch
         process = await Process.start(self._node, launch.command, launch.environment, launch.directory, launch.log)
         self._process = process
+        self._state = {"running": {}}
+        self._node.on_change()
         if self._stopping.is_set():
             process.kill()
         probing = asyncio.create_task(self._await_start(process))
@@ -147,6 +171,7 @@ class Container:
     async def _await_start(self, process: Process) -> None:
         if self._probe is None or await self._probe.passes():
             self.started.set()
+            self._node.on_change()
         else:
             log.warning("a startup probe failed; the container is killed", pod=self._pod.name, container=self.name)
             process.kill()

