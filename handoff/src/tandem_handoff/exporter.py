@@ -83,7 +83,7 @@ class Exporter:
                 for name, tensor in iterator:
                     stream.add(name, tensor)
                 return stream.finish()
-        except HandoffError:
+        except Exception:
             drain(iterator)
             raise
 
