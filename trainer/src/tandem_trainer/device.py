@@ -6,7 +6,6 @@ everything above this module is the same code on both.
 """
 
 import gc
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -41,6 +40,11 @@ def _on_cpu(argument: Any) -> Any:
     if isinstance(argument, (str, torch.device)) and "cuda" in str(argument):
         return torch.device("cpu")
     return argument
+
+
+def _uncompiled(model: Any = None, **_: Any) -> Any:
+    """What ``torch.compile`` is on a CPU: nothing, as a function and as a decorator with arguments."""
+    return (lambda function: function) if model is None else model
 
 
 class _NoStream:
@@ -103,8 +107,8 @@ def activate(local_rank: int) -> Iterator[Device]:
         torch.cuda.set_device(local_rank)
         yield Device(torch.device("cuda", local_rank))
         return
-    # torch.compile needs a C++ compiler on a CPU, and images have none.
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # On a CPU it needs a C++ compiler, which images do not have; and Megatron's decorators import it for seconds.
+    torch.compile = _uncompiled
     torch.cuda.current_device = lambda: torch.device("cpu")
     torch.cuda.synchronize = lambda device=None: None
     torch.cuda.current_stream = lambda device=None: _NoStream()

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the trainer's parts in one process of their own and prints what came out as JSON, for the tests to judge.
+
+    python trainer_numerics.py SCRATCH_DIRECTORY > result.json
+
+The process is its own since the CPU stand-in for CUDA patches torch for all of it; Megatron is imported once for all.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from trainer_world import batch, job_spec
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from tandem_api.spec import RLJobSpec
+from tandem_api.spec.hybrid import Optimizer, Parallelism
+from tandem_trainer.device import Device, activate
+
+PROBE = (3, 5, 7, 9, 4, 2, 8, 8, 11, 0, 1, 12)
+SIZES: dict[str, Any] = {
+    "vocab_size": 17,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3-tied": ("qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+    "qwen2-biases-untied": ("qwen2", {"tie_word_embeddings": False}),
+    "llama3-scaled-rope": ("llama", {"tie_word_embeddings": False, "rope_parameters": LLAMA3_ROPE}),
+}
+
+
+def main(scratch: Path) -> dict[str, Any]:
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    with activate(0) as device:
+        from tandem_trainer import parallel
+
+        layout = parallel.initialise(device, Parallelism(), 1, timedelta(minutes=5))
+        checks = Checks(device, layout, scratch)
+        return {
+            "families": {name: checks.family(name) for name in FAMILIES},
+            "microbatches": checks.microbatches(),
+            "reset": {dtype: checks.reset(getattr(torch, dtype)) for dtype in ("float32", "bfloat16")},
+            "resume": {dtype: checks.resume(getattr(torch, dtype)) for dtype in ("float32", "bfloat16")},
+            "temperature": checks.temperature(),
+            "reference": checks.reference(),
+        }
+
+
+class Checks:
+    def __init__(self, device: Device, layout: Any, scratch: Path) -> None:
+        self._device = device
+        self._layout = layout
+        self._scratch = scratch
+        self._spec = RLJobSpec.model_validate(job_spec())
+
+    def policy(self, config: PretrainedConfig, dtype: torch.dtype = torch.float32, temperature: float = 1.0) -> Any:
+        from tandem_trainer.policy import Policy
+
+        optimizer = Optimizer(learning_rate=1e-3)
+        return Policy(config, dtype, self._layout, self._device, optimizer, temperature)
+
+    def seeded(self, dtype: torch.dtype = torch.float32, temperature: float = 1.0) -> Any:
+        from tandem_trainer.weights import SeededWeights
+
+        config = _config("qwen3-tied")
+        policy = self.policy(config, dtype, temperature)
+        policy.load(SeededWeights(config, 3))
+        return policy
+
+    def batch(self, version: int = 0) -> Any:
+        from tandem_trainer.batch import Batch
+
+        body = safetensors.torch.save(batch(seed=5, version=version), {"iteration": "0"})
+        return Batch.parse(body, iteration=0)
+
+    def iterate(self, policy: Any, iteration: int, **optimizer: Any) -> dict[str, float]:
+        from tandem_trainer.step import IterationSettings, train_iteration
+
+        trainer = self._spec.trainer
+        trainer = trainer.model_copy(update={"optimizer": trainer.optimizer.model_copy(update=optimizer)})
+        settings = IterationSettings(self._spec.algorithm, trainer, 4, 7)
+        measured: dict[str, float] = train_iteration(
+            policy, self.batch(iteration), settings, iteration, iteration
+        ).measured
+        return measured
+
+    def family(self, name: str) -> dict[str, Any]:
+        """From transformers' own weights to Megatron and back."""
+        from tandem_trainer.weights import export_hugging_face
+
+        source, target = self._scratch / f"{name}-hf", self._scratch / f"{name}-exported"
+        torch.manual_seed(11)
+        config = _config(name)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        model.save_pretrained(source)
+        policy = self.policy(config)
+        policy.load(source)
+        export_hugging_face(policy.full_weights(), config, source, target)
+        with torch.no_grad():
+            scores = model.eval()(torch.tensor([PROBE])).logits[0, :-1].log_softmax(-1)
+        expected = scores.gather(1, torch.tensor(PROBE[1:])[:, None]).squeeze(1)
+        return {
+            "logprobDifference": float((torch.tensor(policy.log_probs(PROBE)) - expected).abs().max()),
+            "sameTensors": _tensors(source).keys() == _tensors(target).keys(),
+            "changed": [key for key, tensor in _tensors(source).items() if not tensor.equal(_tensors(target)[key])],
+            "loads": type(AutoModelForCausalLM.from_pretrained(target)).__name__ == type(model).__name__,
+        }
+
+    def microbatches(self) -> list[dict[str, Any]]:
+        """Loss and gradient of one minibatch, cut ever finer."""
+        from tandem_trainer.minibatch import add_up, share_of
+        from tandem_trainer.objectives import MirrorDescentObjective, Terms
+
+        policy, objective, whole = self.seeded(), MirrorDescentObjective(0.1), self.batch()
+        cuts = []
+        for most_tokens in (100_000, 300, 40, 1):
+            pieces = share_of(whole, torch.arange(len(whole)), objective, policy, most_tokens)
+
+            def loss(piece: Any, log_probs: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+                # The engine's log-probs as the reference, so that the pull towards it is not zero.
+                terms = Terms(log_probs, piece.engine_log_probs, piece.mask, piece.advantages, piece.weights)
+                value, metrics = objective.loss(terms)
+                return value, {"loss": value.detach(), **metrics}
+
+            reports = add_up(policy.run(pieces, loss, forward_only=False))
+            gradient = torch.cat([buffer.grad_data.flatten() for buffer in policy.chunks[0].buffers]).double()
+            cuts.append({"pieces": len(pieces), "loss": reports["loss"], "gradient": gradient})
+        first = cuts[0]["gradient"]
+        return [
+            {
+                "pieces": cut["pieces"],
+                "loss": cut["loss"],
+                "gradientDifference": float((cut["gradient"] - first).norm() / first.norm()),
+            }
+            for cut in cuts
+        ]
+
+    def reset(self, dtype: torch.dtype) -> float:
+        """Largest difference of weights between a reset optimizer and one that never was anything else."""
+        from tandem_trainer.weights import SeededWeights
+
+        used = self.seeded(dtype)
+        self.iterate(used, 0)
+        used.load(SeededWeights(used.hf_config, 3))
+        used.reset_optimizer()
+        fresh = self.seeded(dtype)
+        for policy in (used, fresh):
+            self.iterate(policy, 1, reset_each_iteration=False)
+        return _difference(used.full_weights(), fresh.full_weights())
+
+    def resume(self, dtype: torch.dtype) -> dict[str, Any]:
+        """Two iterations in one go, and the second one by a new policy from a checkpoint between them."""
+        from tandem_trainer.checkpoint import Checkpoints, Counters
+
+        checkpoints = Checkpoints(self._scratch / f"checkpoints-{dtype}", keep=1)
+        through = self.seeded(dtype)
+        self.iterate(through, 0)
+        path = checkpoints.save(through, Counters(1, 1))
+        expected = [self.iterate(through, iteration) for iteration in (1, 2)]
+        resumed = self.policy(through.hf_config, dtype)
+        counters = checkpoints.load(resumed, path)
+        again = [self.iterate(resumed, iteration) for iteration in (1, 2)]
+        return {
+            "counters": [counters.iteration, counters.weight_version],
+            "sameMeasured": again == expected,
+            "weightDifference": _difference(through.full_weights(), resumed.full_weights()),
+        }
+
+    def temperature(self) -> float:
+        """Log-probs at temperature 2 against those of halved logits."""
+        config = _config("qwen3-tied")
+        directory = self._scratch / "qwen3-tied-hf"
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        policy = self.policy(config, temperature=2.0)
+        policy.load(directory)
+        found: list[torch.Tensor] = []
+        from tandem_trainer.microbatch import probe
+
+        def keep(_: Any, log_probs: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            found.append(log_probs[0].clone())
+            return log_probs.sum(), {}
+
+        policy.run([probe(PROBE, self._device.torch_device)], keep, forward_only=True)
+        with torch.no_grad():
+            scores = (model(torch.tensor([PROBE])).logits[0, :-1] / 2).log_softmax(-1)
+        expected = scores.gather(1, torch.tensor(PROBE[1:])[:, None]).squeeze(1)
+        return float((found[0] - expected).abs().max())
+
+    def reference(self) -> dict[str, float]:
+        """What the comparison with the engine says when the engine is right, and when it is off by 0.25 nats."""
+        from tandem_trainer.batch import Batch
+
+        tensors = batch(seed=5, version=0)
+        exact = self._scored(tensors)
+        off = self._scored(tensors, shift=0.25)
+        return {
+            "exactMax": exact["logprobDiffMax"],
+            "offMean": off["logprobDiffMean"],
+            "samples": float(len(Batch.parse(safetensors.torch.save(tensors, {"iteration": "0"}), 0))),
+        }
+
+    def _scored(self, tensors: dict[str, torch.Tensor], shift: float = 0.0) -> dict[str, float]:
+        from tandem_trainer.batch import Batch
+        from tandem_trainer.step import IterationSettings, train_iteration
+
+        policy = self.seeded()
+        offsets = tensors["offsets"].tolist()
+        scored = torch.zeros(len(tensors["tokens"]))
+        for start, end in zip(offsets, offsets[1:], strict=False):
+            scored[start + 1 : end] = torch.tensor(policy.log_probs(tensors["tokens"][start:end].tolist()))
+        tensors = tensors | {"engineLogprobs": (scored + shift) * tensors["lossMask"]}
+        parsed = Batch.parse(safetensors.torch.save(tensors, {"iteration": "0"}), 0)
+        settings = IterationSettings(self._spec.algorithm, self._spec.trainer, 4, 7)
+        measured: dict[str, float] = train_iteration(policy, parsed, settings, 0, 0).measured
+        return measured
+
+
+def _config(family: str) -> PretrainedConfig:
+    kind, options = FAMILIES[family]
+    return AutoConfig.for_model(kind, **SIZES | options)
+
+
+def _tensors(directory: Path) -> dict[str, torch.Tensor]:
+    with safe_open(directory / "model.safetensors", framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+
+
+def _difference(ours: Iterable[tuple[str, torch.Tensor]], theirs: Iterable[tuple[str, torch.Tensor]]) -> float:
+    return max(float((a - b).abs().max()) for (_, a), (_, b) in zip(ours, theirs, strict=True))
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]))))
