@@ -2,20 +2,20 @@
 """The rollout of one iteration: from drawn prompts to a closed batch (recipe.md; phases.md, rules 5-8)."""
 
 import asyncio
+import contextlib
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import structlog
 
 from tandem_api.errors import RunFailed
 from tandem_api.messages.phases import BufferCounts
-from tandem_api.messages.work import Finish, Lease, LeaseRequest, Sampling, Segment, SegmentBatch, SegmentReceipt
+from tandem_api.messages.work import Finish, Lease, LeaseRequest, Sampling, SegmentBatch, SegmentReceipt
 from tandem_api.spec import RLJobSpec
 from tandem_orchestrator.buffer import (
     BatchRow,
     Buffer,
-    BufferFull,
     GroupRow,
     Kind,
     Outcome,
@@ -27,18 +27,18 @@ from tandem_orchestrator.buffer.rows import TrajectoryRow, trajectory_id
 from tandem_orchestrator.corpus import Corpus
 from tandem_orchestrator.drawing import Drawing
 from tandem_orchestrator.groups import Book, Group, Rules
-from tandem_orchestrator.intake import incoherence, overstepping
+from tandem_orchestrator.intake import objection, row_of
 from tandem_orchestrator.leases import Holder, Leases, Task
 from tandem_orchestrator.results import BatchSummary, EvaluationResult, evaluation, renewed_attempts, shaped, summary
 from tandem_orchestrator.results import unscored as unscored_samples
-from tandem_orchestrator.rewards import Unscored
 from tandem_orchestrator.serving import build_body
+from tandem_orchestrator.verdicts import Verdicts
 
 log = structlog.get_logger()
 
 LEASE_SECONDS = 120.0
-_RETRY_SECONDS = 1.0
 _SCORING_SECONDS = 30.0
+"""At a rollout's deadline, how long what engines have finished may still be scored."""
 
 
 class Rollout:
@@ -75,8 +75,8 @@ class Rollout:
         self._drawing_lock = asyncio.Lock()
         self._batch: BatchRow | None = None
         self._out_of_prompts = False
-        self._scoring: set[asyncio.Task[None]] = set()
-        self._failed: BaseException | None = None
+        self._verdicts = Verdicts(buffer, corpus, self._settle, self._announce)
+        self._stores = 0
         self.news = asyncio.Event()
         """Set, and replaced, when there is something new to do: take it before looking, then wait on it."""
 
@@ -195,9 +195,7 @@ class Rollout:
         """Do what comes next for a trajectory in its state: lease it, score it, or let it rest."""
         group = self._book.group_of(trajectory)
         if trajectory.state is State.FINISHED:
-            task = asyncio.create_task(self._score(trajectory), name=f"score {trajectory.id}")
-            self._scoring.add(task)
-            task.add_done_callback(self._scored)
+            self._verdicts.begin(trajectory.id, self._corpus.record(group.row.kind, group.row.prompt))
         elif trajectory.state in (State.WAITING, State.PARTIAL) and self._rules.allowance(group, trajectory) > 0:
             former = self._former.get(trajectory.id)
             self._leases.add(Task(trajectory.id, self._rules.urgent(group), trajectory.length, former))
@@ -211,89 +209,50 @@ class Rollout:
     async def accept(self, batch: SegmentBatch, now: float) -> SegmentReceipt:
         """Store what a member generated. What the receipt names as stored is on disk.
 
-        A segment ends its trajectory's lease. It is refused, with a reason, if it makes no sense, if another member
-        has the trajectory now, or if the trajectory is no longer wanted.
+        A segment ends the sender's lease of its trajectory. It is refused, with a reason, if it makes no sense, if
+        another member has the trajectory now, or if the trajectory is no longer wanted.
         """
         holder = Holder(batch.member, batch.incarnation)
         self._leases.meet(holder, now)
         receipt: dict[str, str | None] = {}
         rows: list[SegmentRow] = []
         for segment in batch.segments:
-            objection = self._objection(segment, holder)
-            if objection is None and (segment.tokens or segment.finish is not Finish.ABORT):
-                rows.append(self._row(segment))
-                continue
-            receipt[segment.trajectory] = objection
-            if objection is None:
-                self._resume(segment.trajectory)
-        outcomes = await self._buffer.append(rows, self.iteration) if rows else []
-        for row, outcome in zip(rows, outcomes, strict=True):
-            receipt[row.trajectory] = None if outcome.safe else outcome.value
-            if outcome is Outcome.STORED and row.state and self._book.grow(row, row.state, self.iteration):
-                self._former[row.trajectory] = batch.member
-                self._resume(row.trajectory)
-        await self._move_on()
+            current = self._leases.holder(segment.trajectory)
+            vocabulary = self._corpus.tokenizer.vocabulary_size
+            reason = objection(segment, holder, current, self._book, self._rules, vocabulary)
+            if reason is None and (segment.tokens or segment.finish is not Finish.ABORT):
+                rows.append(row_of(segment, self._book, self._rules))
+            else:
+                receipt[segment.trajectory] = reason
+        with self._storing():
+            outcomes = await self._buffer.append(rows, self.iteration) if rows else []
+            for row, outcome in zip(rows, outcomes, strict=True):
+                receipt[row.trajectory] = None if outcome.safe else outcome.value
+                if outcome is Outcome.STORED and row.state and self._book.grow(row, row.state, self.iteration):
+                    self._former[row.trajectory] = batch.member
+            for name in receipt:
+                self._resume(name, holder)
+            await self._move_on()
         refused = {name: reason for name, reason in receipt.items() if reason is not None}
         return SegmentReceipt(stored=tuple(name for name in receipt if name not in refused), refused=refused)
 
-    def _objection(self, segment: Segment, holder: Holder) -> str | None:
-        """Why a segment must not be stored, if so."""
-        if objection := incoherence(segment, self._corpus.tokenizer.vocabulary_size):
-            return objection
-        other = self._leases.holder(segment.trajectory)
-        if other is not None and other != holder:
-            return f"member {other.member} has this trajectory now"
-        trajectory = self._book.trajectories.get(segment.trajectory)
-        if trajectory is None or segment.offset < trajectory.length:
-            return None  # The buffer knows whether it is a repetition of what is stored.
-        return overstepping(segment, self._book.group_of(trajectory), self._rules)
-
-    def _row(self, segment: Segment) -> SegmentRow:
-        trajectory = self._book.trajectories.get(segment.trajectory)
-        if trajectory is None:
-            return SegmentRow.of(segment, None)
-        limit = self._book.group_of(trajectory).limit
-        length = segment.offset + len(segment.tokens)
-        return SegmentRow.of(segment, self._rules.state_after(segment.finish, length, limit))
-
-    def _resume(self, name: str) -> None:
-        """The lease of a trajectory has ended."""
-        self._leases.done(name)
-        if (trajectory := self._book.trajectories.get(name)) is not None:
-            self._go_on(trajectory)
-
-    # Scoring
-
-    async def _score(self, trajectory: TrajectoryRow) -> None:
-        group = self._book.group_of(trajectory)
-        record = self._corpus.record(group.row.kind, group.row.prompt)
-        generated = await self._buffer.generated([trajectory.id])
-        text = self._corpus.tokenizer.text(generated[trajectory.id].tokens.tolist())
+    @contextlib.contextmanager
+    def _storing(self) -> Iterator[None]:
+        """While segments are on their way to the disk, :meth:`stop` waits."""
+        self._stores += 1
         try:
-            score = await self._corpus.scoring.score(record, text)
-            row = ScoreRow(trajectory.id, score.value, score.correct)
-        except Unscored as error:
-            log.warning("a response could not be scored", trajectory=trajectory.id, reason=str(error))
-            row = ScoreRow(trajectory.id, None, error=error.reason)
-        await self._settle(row)
-
-    async def _settle(self, row: ScoreRow) -> None:
-        while True:
-            try:
-                await self._buffer.score([row])
-                self._book.settle(row)
-                await self._move_on()
-            except BufferFull as error:
-                log.warning("a score waits for room in the buffer", error=str(error))
-                await asyncio.sleep(_RETRY_SECONDS)
-            else:
-                return
-
-    def _scored(self, task: asyncio.Task[None]) -> None:
-        self._scoring.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._failed = error
+            yield
+        finally:
+            self._stores -= 1
             self._announce()
+
+    def _resume(self, name: str, holder: Holder) -> None:
+        """A member is through with a trajectory, unless another one has it meanwhile."""
+        trajectory = self._book.trajectories.get(name)
+        if trajectory is None or self._leases.holder(name) not in (None, holder):
+            return
+        self._leases.done(name)
+        self._go_on(trajectory)
 
     # The end
 
@@ -308,11 +267,16 @@ class Rollout:
         """Wait until the rollout is complete. What breaks scoring as a whole is raised here."""
         while True:
             news = self.news
-            if self._failed is not None:
-                raise self._failed
+            if self._verdicts.failed is not None:
+                raise self._verdicts.failed
             if self.is_full:
                 return
             await news.wait()
+
+    async def _settle(self, row: ScoreRow) -> None:
+        """A verdict is on disk."""
+        self._book.settle(row)
+        await self._move_on()
 
     async def _move_on(self) -> None:
         """With a token budget, open new groups in the place of those that rest; tell who waits."""
@@ -357,7 +321,7 @@ class Rollout:
         if not self.trains:
             return None
         if not self._rules.partial:
-            await self._finish_scoring()
+            await self._verdicts.wait(_SCORING_SECONDS)
         groups = self._rules.batch(self._book)
         if not groups:
             reasons = unscored_samples(self._book.of(Kind.TRAIN)) or "no group was finished in time"
@@ -393,17 +357,11 @@ class Rollout:
         for name in group.trajectories:
             self._leases.done(name)
 
-    async def _finish_scoring(self) -> None:
-        """At a deadline: what engines have finished is not thrown away for want of a score."""
-        if self._scoring:
-            await asyncio.wait(self._scoring, timeout=_SCORING_SECONDS)
-
     async def stop(self) -> None:
-        """End scoring; what is not scored yet is scored by the next rollout."""
-        for task in list(self._scoring):
-            task.cancel()
-        if self._scoring:
-            await asyncio.wait(self._scoring)
+        """End scoring; what is not scored yet is scored by the next rollout. What is being stored is stored."""
+        while self._stores:
+            await self.news.wait()
+        await self._verdicts.stop()
 
     def done(self) -> tuple[int, int]:
         """Settled and wanted training trajectories."""

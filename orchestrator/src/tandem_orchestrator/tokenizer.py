@@ -55,6 +55,8 @@ class Tokenizer:
     def prompts(self, records: Sequence[Record]) -> list[list[int]]:
         """The same for many records, faster."""
         templated = self._template is not None
+        if pictured := next((record for record in records if record.images), None):
+            raise UserError(Problem(f"record {pictured.id}", "has images, which this version cannot roll out"))
         texts = [self._text(record) for record in records]
         return [
             self._checked(record, tokens)
