@@ -172,7 +172,7 @@ _UNIONS = (
         "spec.data.warmup",
         "exactly one of path",
     ),
-    Case("no objective", "{mirrorDescent: {}}", "{} # here", "spec.algorithm", "exactly one of", base="smallest"),
+    Case("no objective", "{mirrorDescent: {}}", "{} # here", "spec.algorithm", "set mirrorDescent", base="smallest"),
     Case(
         "two rewards in one",
         "- name: math\n",

@@ -34,7 +34,7 @@ def api() -> client.ApiClient:
     kinds.server_side_apply(body=crd(), field_manager="tandem-e2e", force_conflicts=True)
     name = crd()["metadata"]["name"]
     for event in kinds.watch(name=name, timeout=TIMEOUT):
-        conditions = event["object"].to_dict().get("status", {}).get("conditions", [])
+        conditions = (event["object"].to_dict().get("status") or {}).get("conditions") or []
         if any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions):
             return api
     raise AssertionError(f"{name} is not established after {TIMEOUT} s")

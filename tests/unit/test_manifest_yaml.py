@@ -55,7 +55,7 @@ def test_a_scalar_means_what_it_means_to_kubectl(text: str, value: Any) -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(st.characters(exclude_categories=("C",))),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.from_regex(r"[a-z]{1,8}", fullmatch=True), inner),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.from_regex(r"k[a-z]{0,7}", fullmatch=True), inner),
     max_leaves=20,
 )
 

@@ -90,6 +90,12 @@ def vocabulary(tokenizer: CharacterTokenizer) -> dict[str, int]:
     return {token: number for number, token in enumerate(tokens)}
 
 
+def unknown_characters(tokenizer: CharacterTokenizer, text: str) -> str:
+    """The characters of ``text`` that the tokenizer has no token for, each once, in order."""
+    left = re.sub(_pattern(tokenizer.words + SPECIAL_TOKENS), "", text)
+    return "".join(dict.fromkeys(character for character in left if character not in tokenizer.characters))
+
+
 def _config(source: RandomSource, dtype: DType) -> dict[str, Any]:
     tokens = vocabulary(source.tokenizer)
     from_tokenizer = {
@@ -104,7 +110,6 @@ def _config(source: RandomSource, dtype: DType) -> dict[str, Any]:
 def _tokenizer(tokenizer: CharacterTokenizer) -> dict[str, Any]:
     """A tokenizer.json. A character outside the vocabulary is an error on encoding, never silently dropped."""
     tokens = vocabulary(tokenizer)
-    words = sorted(set(tokenizer.words), key=lambda word: (-len(word), word))
     return {
         "version": "1.0",
         "truncation": None,
@@ -113,8 +118,7 @@ def _tokenizer(tokenizer: CharacterTokenizer) -> dict[str, Any]:
         "normalizer": None,
         "pre_tokenizer": {
             "type": "Split",
-            # An alternation takes its first match, so longer words come first.
-            "pattern": {"Regex": "|".join([*map(_escape, words), r"[\s\S]"])},
+            "pattern": {"Regex": "|".join(filter(None, (_pattern(tokenizer.words), r"[\s\S]")))},
             "behavior": "Isolated",
             "invert": False,
         },
@@ -139,9 +143,12 @@ def _tokenizer_config(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _escape(word: str) -> str:
+def _pattern(words: tuple[str, ...]) -> str:
+    """A regular expression of the words. An alternation takes its first match, so longer words come first."""
     # Not re.escape: it also escapes spaces and newlines, which other regular expression engines refuse.
-    return _REGEX_SPECIAL.sub(r"\\\1", word)
+    return "|".join(
+        _REGEX_SPECIAL.sub(r"\\\1", word) for word in sorted(set(words), key=lambda word: (-len(word), word))
+    )
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records of prompt sets: JSON Lines, one record a line, read one at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
@@ -11,14 +11,15 @@ from tandem_api.base import Contract
 from tandem_api.complaints import complaints, found
 from tandem_api.errors import Problem
 from tandem_api.field_paths import dotted
+from tandem_api.scalars import Fragment
 from tandem_api.schema import structural
 
 
 class ChatMessage(Contract):
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str
+    role: Literal["system", "user", "assistant", "tool"] = Field(description="Who speaks.")
+    content: str = Field(description="What is said.")
 
 
 class TestCase(Contract):
@@ -26,28 +27,28 @@ class TestCase(Contract):
 
     __test__ = False
 
-    input: str = ""
-    output: str
+    input: str = Field("", description="Standard input.")
+    output: str = Field(description="Standard output that it must give.")
 
 
 class Record(Contract):
     """One prompt with what is needed to score its responses.
 
-    Exactly one of ``prompt`` and ``messages`` is set. ``answer`` is for rewards that compare, ``tests`` for those that
-    run code, ``response`` for supervised warm-up. ``difficulty`` orders a curriculum, easy first. ``meta`` is handed
-    to rewards as it is.
+    Exactly one of ``prompt`` and ``messages`` is set.
     """
 
-    id: str = Field(min_length=1, max_length=256)
-    domain: str = Field(min_length=1, max_length=128)
-    prompt: str | None = Field(None, min_length=1)
-    messages: tuple[ChatMessage, ...] | None = Field(None, min_length=1)
-    answer: str | None = None
-    tests: tuple[TestCase, ...] = ()
-    images: tuple[str, ...] = ()
-    difficulty: float | None = Field(None, allow_inf_nan=False)
-    response: str | None = Field(None, min_length=1)
-    meta: dict[str, Any] = {}
+    id: str = Field(min_length=1, max_length=256, description="Unique name.")
+    domain: str = Field(min_length=1, max_length=128, description="Kind of problem; picks the reward.")
+    prompt: str | None = Field(None, min_length=1, description="What the model is asked. Either this or messages.")
+    messages: tuple[ChatMessage, ...] | None = Field(
+        None, min_length=1, description="A conversation, laid out by the model's chat template. Either this or prompt."
+    )
+    answer: str | None = Field(None, description="The right answer, for rewards that compare.")
+    tests: tuple[TestCase, ...] = Field((), description="Tests, for rewards that run code.")
+    images: tuple[str, ...] = Field((), description="Paths or URLs of images.")
+    difficulty: float | None = Field(None, allow_inf_nan=False, description="Orders a curriculum, easy (small) first.")
+    response: str | None = Field(None, min_length=1, description="What to imitate; required in a warm-up set.")
+    meta: Fragment = Field(default_factory=dict, description="Anything else; rewards get it as it is.")
 
 
 _MOST_COMPLAINTS = 3
@@ -62,19 +63,22 @@ def read_records(path: Path, *, response_required: bool = False) -> Iterator[Rec
     Raises:
         OSError: the file cannot be read.
     """
-    first_lines: dict[str, int] = {}
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not text.strip():
-                continue
-            record = parse_record(text, f"{path}:{number}", response_required=response_required)
-            if isinstance(record, Record):
-                first = first_lines.setdefault(record.id, number)
-                if first != number:
-                    yield Problem(f"{path}:{number}", f"id {record.id!r} is that of line {first} too; ids are unique")
-                    continue
-            yield record
+        yield from records_of(file, str(path), response_required=response_required)
+
+
+def records_of(lines: Iterable[bytes], name: str, *, response_required: bool = False) -> Iterator[Record | Problem]:
+    """As :func:`read_records`, of lines that come from elsewhere; ``name`` stands for the file in problems."""
+    first_lines: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if not text.strip():
+            continue
+        where = f"{name}:{number}"
+        record = parse_record(text.strip(), where, response_required=response_required)
+        if isinstance(record, Record) and (first := first_lines.setdefault(record.id, number)) != number:
+            record = Problem(where, f"id {record.id!r} is that of line {first} too; ids are unique")
+        yield record
 
 
 def parse_record(line: bytes | str, where: str, *, response_required: bool = False) -> Record | Problem:

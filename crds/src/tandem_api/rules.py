@@ -25,10 +25,14 @@ class Rule:
         return "oldSelf" in self.cel
 
 
+FIXED = "is fixed once the job exists; create a new RLJob to change it"
+
+
 def exactly_one_of(*fields: str) -> Rule:
     """Exactly one of these optional fields is set (a union)."""
     count = " + ".join(f"(has(self.{field}) ? 1 : 0)" for field in fields)
-    return Rule(f"{count} == 1", f"set exactly one of {', '.join(fields)}")
+    choice = f"exactly one of {', '.join(fields)}" if len(fields) > 1 else fields[0]
+    return Rule(f"{count} == 1", f"set {choice}")
 
 
 def unique_names(field: str) -> Rule:
@@ -42,12 +46,11 @@ def unique_names(field: str) -> Rule:
 
 def immutable(*fields: str, optional: tuple[str, ...] = ()) -> tuple[Rule, ...]:
     """These fields keep the value that the job was created with."""
-    how = "is fixed once the job exists; create a new RLJob to change it"
-    always = tuple(Rule(f"self.{field} == oldSelf.{field}", f"{field} {how}", field) for field in fields)
+    always = tuple(Rule(f"self.{field} == oldSelf.{field}", f"{field} {FIXED}", field) for field in fields)
     absent = tuple(
         Rule(
             f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
-            f"{field} {how}",
+            f"{field} {FIXED}",
             field,
         )
         for field in optional

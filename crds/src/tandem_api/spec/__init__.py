@@ -6,7 +6,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from tandem_api.base import Contract
-from tandem_api.rules import Rule, immutable, unique_names
+from tandem_api.rules import FIXED, Rule, immutable, unique_names
 from tandem_api.spec.algorithm import AlgorithmSpec, RolloutSpec
 from tandem_api.spec.data import DataSpec
 from tandem_api.spec.hybrid import EngineSpec, HybridSpec, TrainerSpec
@@ -92,7 +92,7 @@ class RLJobSpec(Contract):
         ),
         Rule(
             "self.runPolicy.maxRestarts == oldSelf.runPolicy.maxRestarts",
-            "maxRestarts is fixed once the job exists; create a new RLJob to change it",
+            f"maxRestarts {FIXED}",
             "runPolicy.maxRestarts",
         ),
         *immutable(
