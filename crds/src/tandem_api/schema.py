@@ -154,6 +154,8 @@ def _rule(rule: Rule) -> dict[str, str]:
 
 def _of_field(field: FieldInfo) -> Schema:
     schema = _of_type(field.annotation, tuple(field.metadata))
+    if isinstance(field.json_schema_extra, dict):
+        schema = schema | field.json_schema_extra
     if field.description:
         schema = {"description": field.description} | {k: v for k, v in schema.items() if k != "description"}
     default = None if field.is_required() else field.get_default(call_default_factory=True, validated_data={})

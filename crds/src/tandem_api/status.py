@@ -106,5 +106,9 @@ class RLJobStatus(Contract):
     buffer: BufferStatus = Field(default_factory=BufferStatus, description="The replay buffer.")
     skipped_records: int = Field(0, description="Records left out because of data.skipInvalid.")
     checkpoint: CheckpointStatus | None = Field(None, description="The newest durable checkpoint.")
-    conditions: tuple[Condition, ...] = Field((), description="Standard conditions.")
+    conditions: tuple[Condition, ...] = Field(
+        (),
+        description="Standard conditions.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
     observed_generation: int = Field(0, description="Generation of the RLJob that this status describes.")

@@ -173,4 +173,4 @@ def _integer(plain: str) -> int | float:
     if re.fullmatch(r"0[0-7]+", digits):
         digits = "0o" + digits
     number = int(digits, 0) * (-1 if plain[0] == "-" else 1)
-    return number if -_INT64 <= number < 2 * _INT64 else float(number)
+    return number if -_INT64 <= number < _INT64 else float(number)
