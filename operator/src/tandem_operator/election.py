@@ -62,7 +62,8 @@ class Elector:
             log.warning("could not give the lease back; it will expire", error=str(error))
 
     async def _read(self) -> Manifest | None:
-        return await self._cluster.get(LEASE, self._settings.namespace, self._settings.name)
+        lease = await self._cluster.get(LEASE, self._settings.namespace, self._settings.name)
+        return None if lease is None else {"spec": {}, **lease}
 
     async def _attempt(self) -> bool:
         try:

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import kopf
 import structlog
 
 from tandem_api import GROUP, VERSION, logs
-from tandem_api.errors import Problem, TryAgain, UserError
+from tandem_api.errors import Problem, TandemError, TryAgain, UserError
 from tandem_operator.cluster import Cluster
 from tandem_operator.configuration import CONFIG_FILE, IDENTITY, Configuration, etcd_credentials
 from tandem_operator.controller import Controller
@@ -42,8 +43,11 @@ def login() -> kopf.ConnectionInfo:
     return found
 
 
-def handlers(controller: Controller) -> kopf.OperatorRegistry:
-    """kopf watches RLJobs and hands each change on; it writes nothing to them, no annotation and no finalizer."""
+def handlers(controller: Controller, leave: Callable[[], Awaitable[None]]) -> kopf.OperatorRegistry:
+    """kopf watches RLJobs and hands each change on; it writes nothing to them, no annotation and no finalizer.
+
+    ``leave`` is awaited when kopf begins to stop.
+    """
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -58,11 +62,15 @@ def handlers(controller: Controller) -> kopf.OperatorRegistry:
         else:
             controller.seen(raw)
 
+    @kopf.on.cleanup(registry=registry)
+    async def on_cleanup(**_: Any) -> None:
+        await leave()
+
     return registry
 
 
 async def watch_rljobs(
-    controller: Controller, configuration: Configuration, ready: asyncio.Event, stop: asyncio.Event
+    registry: kopf.OperatorRegistry, namespaces: tuple[str, ...], ready: asyncio.Event, stop: asyncio.Event
 ) -> None:
     """Run kopf until SIGTERM, SIGINT or ``stop``."""
     settings = kopf.OperatorSettings()
@@ -70,10 +78,10 @@ async def watch_rljobs(
     settings.scanning.disabled = True
     settings.peering.standalone = True
     await kopf.operator(
-        registry=handlers(controller),
+        registry=registry,
         settings=settings,
-        clusterwide=not configuration.namespaces,
-        namespaces=configuration.namespaces,
+        clusterwide=not namespaces,
+        namespaces=namespaces,
         ready_flag=ready,
         stop_flag=stop,
     )
@@ -134,14 +142,18 @@ async def operate(configuration: Configuration, identity: str) -> int:
         leading = asyncio.create_task(
             lead_when_elected(controller, elector, accounts, configuration.workers, stop), name="leadership"
         )
-        try:
-            await watch_rljobs(controller, configuration, health.ready, stop)
-        finally:
-            health.ready.clear()
+        lost = False
+
+        async def leave() -> None:
+            """Another replica may lead at once, while this process still winds up."""
+            nonlocal lost
             lost = stop.is_set()
+            health.ready.clear()
             leading.cancel()
             await asyncio.wait([leading])
             await elector.release()
+
+        await watch_rljobs(handlers(controller, leave), configuration.namespaces, health.ready, stop)
     if not leading.cancelled() and (error := leading.exception()) is not None:
         log.error("stopped by an error", exc_info=error)
         return 1
@@ -168,6 +180,9 @@ def run() -> None:
     except UserError as error:
         log.error("cannot start", problem=str(error))
         code = 2
+    except TandemError as error:
+        log.error("stopped by an error", problem=str(error))
+        code = 1
     sys.exit(code)
 
 
