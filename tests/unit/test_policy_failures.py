@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes wrong becomes a condition with a reason, and a sentence that says what to do."""
+
+from typing import Any
+
+import pytest
+from operator_fixture import NOW, hybrid_pod, rljob, running, workloads
+
+from tandem_api.messages.phases import Progress
+from tandem_api.status import ConditionType
+from tandem_operator.observed import Container, Observed, Pod, Warning, pod
+from tandem_operator.plan.platform import Gang
+from tandem_operator.policy import decide
+
+POD = "sums-hybrid-0"
+
+
+def pending(*containers: Container, **fields: Any) -> Observed:
+    stuck = hybrid_pod(0, *containers, **({"phase": "Pending", "ready": False} | fields))
+    return Observed(pods=(stuck,), workloads=workloads())
+
+
+CASES = [
+    (
+        pending(
+            Container(
+                "engine",
+                waiting="ImagePullBackOff",
+                waiting_message='Back-off pulling image "e": ErrImagePull: no such image',
+            )
+        ),
+        "ImagePullFailed",
+        [POD, "engine", "no such image", "pull secrets"],
+    ),
+    (
+        pending(scheduled=False, unschedulable="0/3 nodes are available: 3 Insufficient nvidia.com/gpu."),
+        "Unschedulable",
+        [POD, "Insufficient nvidia.com/gpu"],
+    ),
+    (
+        pending(scheduled=False, unschedulable='persistentvolumeclaim "models" not found'),
+        "MissingVolume",
+        [POD, "models", "create it"],
+    ),
+    (
+        Observed(
+            pods=(hybrid_pod(0, phase="Pending", ready=False),),
+            warnings=(Warning(POD, "FailedMount", 'configmap "prompts" not found.', NOW),),
+        ),
+        "MissingVolume",
+        [POD, "prompts"],
+    ),
+    (
+        pending(Container("trainer", waiting="CrashLoopBackOff", restarts=4, ended="Error", exit_code=1)),
+        "CrashLoop",
+        [POD, "exit code 1", "4 restarts", f"kubectl logs {POD} -c trainer --previous"],
+    ),
+    (
+        pending(Container("trainer", waiting="CrashLoopBackOff", restarts=1, ended="OOMKilled", exit_code=137)),
+        "OutOfMemory",
+        ["trainer", "memory", "raise the limit"],
+    ),
+    (
+        pending(Container("engine", waiting="CreateContainerConfigError", waiting_message='secret "x" not found')),
+        "ContainerRefused",
+        ["engine", 'secret "x" not found'],
+    ),
+    (
+        Observed(
+            workloads=workloads(active=0),
+            warnings=(Warning("sums-hybrid", "FailedCreate", "exceeded quota: gpus", NOW),),
+        ),
+        "PodsRefused",
+        ["sums-hybrid", "exceeded quota: gpus"],
+    ),
+    (running(etcd_error="connection refused"), "EtcdUnreachable", ["connection refused", "keeps its work"]),
+    (running(progress=Progress(error="the buffer's disk is full")), "OrchestratorProblem", ["disk is full"]),
+    (Observed(refusal="Service is invalid"), "ObjectsRefused", ["Service is invalid"]),
+]
+
+
+@pytest.mark.parametrize(("observed", "reason", "words"), CASES, ids=[case[1] for case in CASES])
+def test_each_trouble_is_a_condition_and_an_event(observed: Observed, reason: str, words: list[str]) -> None:
+    decision = decide(rljob(), observed, NOW)
+    (degraded,) = [found for found in decision.status.conditions if found.type is ConditionType.DEGRADED]
+    assert (degraded.status, degraded.reason) == ("True", reason)
+    for word in words:
+        assert word in degraded.message
+    told = [announcement for announcement in decision.announcements if announcement.reason == reason]
+    assert [announcement.warning for announcement in told] == [True]
+
+
+def test_an_event_is_told_once_while_the_trouble_lasts() -> None:
+    observed = CASES[0][0]
+    job = rljob()
+    job = job.model_copy(update={"status": decide(job, observed, NOW).status})
+    assert decide(job, observed, NOW + 60).announcements == ()
+
+
+def test_pulling_and_waiting_to_pull_again_are_told_alike() -> None:
+    failing = pending(Container("engine", waiting="ErrImagePull", waiting_message="no such image"))
+    waiting = CASES[0][0]
+    assert decide(rljob(), failing, NOW).status == decide(rljob(), waiting, NOW).status
+
+
+def test_trouble_with_placement_shows_in_the_scheduled_condition() -> None:
+    status = decide(rljob(), CASES[1][0], NOW).status
+    (scheduled,) = [found for found in status.conditions if found.type is ConditionType.SCHEDULED]
+    assert (scheduled.status, scheduled.reason) == ("False", "Unschedulable")
+
+
+def test_an_out_of_memory_kill_is_told_for_a_while_after_the_container_runs_again() -> None:
+    def degraded(seconds: float) -> str:
+        container = Container("trainer", ready=True, restarts=1, ended="OOMKilled", ended_at=NOW)
+        status = decide(rljob(), running(pods=(hybrid_pod(0, container),)), NOW + seconds).status
+        return next(found.status for found in status.conditions if found.type is ConditionType.DEGRADED)
+
+    assert degraded(10) == "True"
+    assert degraded(301) == "False"
+
+
+def test_pods_on_their_way_out_are_no_trouble() -> None:
+    leaving = pending(Container("engine", waiting="ImagePullBackOff"), deleting=True)
+    status = decide(rljob(), leaving, NOW).status
+    assert next(found.status for found in status.conditions if found.type is ConditionType.DEGRADED) == "False"
+
+
+@pytest.mark.parametrize(
+    ("replicas", "gang", "reason"), [(1, None, "Placed"), (2, None, "PlacedOneByOne"), (2, Gang.VOLCANO, "Placed")]
+)
+def test_a_job_says_when_its_pods_could_not_be_placed_together(replicas: int, gang: Gang | None, reason: str) -> None:
+    pods = tuple(hybrid_pod(index) for index in range(replicas))
+    status = decide(rljob(hybrid={"replicas": replicas}), running(pods=pods), NOW, gang).status
+    (scheduled,) = [found for found in status.conditions if found.type is ConditionType.SCHEDULED]
+    assert (scheduled.status, scheduled.reason) == ("True", reason)
+
+
+def test_a_pod_is_read_as_kubernetes_writes_it() -> None:
+    raw = {
+        "metadata": {
+            "name": POD,
+            "namespace": "team",
+            "uid": "u",
+            "labels": {
+                "app.kubernetes.io/component": "hybrid",
+                "batch.kubernetes.io/job-completion-index": "3",
+            },
+        },
+        "status": {
+            "phase": "Running",
+            "conditions": [
+                {"type": "PodScheduled", "status": "True"},
+                {"type": "Ready", "status": "False"},
+                {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"},
+            ],
+            "initContainerStatuses": [
+                {"name": "engine", "ready": True, "restartCount": 0, "state": {"running": {}}},
+            ],
+            "containerStatuses": [
+                {
+                    "name": "trainer",
+                    "ready": False,
+                    "restartCount": 2,
+                    "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
+                    "lastState": {
+                        "terminated": {"reason": "OOMKilled", "exitCode": 137, "finishedAt": "2027-01-15T08:00:00Z"}
+                    },
+                }
+            ],
+        },
+    }
+    assert pod(raw) == Pod(
+        name=POD,
+        component="hybrid",
+        uid="u",
+        index=3,
+        phase="Running",
+        ready=False,
+        scheduled=True,
+        disruption="PreemptionByScheduler",
+        containers=(
+            Container("engine", ready=True),
+            Container(
+                "trainer",
+                restarts=2,
+                waiting="CrashLoopBackOff",
+                waiting_message="back-off",
+                ended="OOMKilled",
+                ended_at=NOW,
+                exit_code=137,
+            ),
+        ),
+    )
