@@ -16,7 +16,8 @@ setup:  ## Make .venv with everything (PYTHON=3.13 for the other supported versi
 
 .PHONY: demo
 demo: setup  ## A whole RLJob on this machine: real vLLM, Megatron-core and etcd, into runs/demo
-	@$(PY)/tandem run examples/chain-sum.yaml --out runs/demo --replace
+	@rm -rf runs/demo
+	@$(PY)/tandem run examples/chain-sum.yaml --out runs/demo
 
 .PHONY: test
 test: setup  ## Unit and integration tests
@@ -29,11 +30,13 @@ lint: setup  ## Format, lint, types, import rules, generated files
 	@$(PY)/mypy $(SRC)
 	@$(PY)/lint-imports --no-cache
 	@$(PY)/python -m tandem_api.schema --check
+	@diff crds/rljobs.yaml charts/tandem/files/rljobs.yaml
 	@$(PY)/python -m tandem_api.reference --check
 
 .PHONY: generate
 generate: setup  ## Write the generated files anew: CRD and reference
 	@$(PY)/python -m tandem_api.schema
+	@cp crds/rljobs.yaml charts/tandem/files/rljobs.yaml
 	@$(PY)/python -m tandem_api.reference
 
 .PHONY: bench-learning
