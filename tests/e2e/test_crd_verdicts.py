@@ -123,7 +123,7 @@ def with_value(body: dict[str, Any], path: FieldPath, value: Any) -> dict[str, A
     return changed
 
 
-@pytest.mark.parametrize("value", [0, 1.5, True, None, "x y", [None], {}], ids=repr)
+@pytest.mark.parametrize("value", [0, 1.5, None, "x y", {}], ids=repr)
 @pytest.mark.parametrize("name", ["whole", "random"])
 def test_both_say_the_same_whatever_stands_in_a_field(
     name: str, value: Any, jobs: client.CustomObjectsApi, namespace: str
