@@ -15,7 +15,7 @@ from tandem_api.records import Record
 from tandem_orchestrator.batches import Body, warmup_body
 from tandem_orchestrator.buffer import Kind
 from tandem_orchestrator.prompts import PromptSets, read_prompt_sets
-from tandem_orchestrator.rewards import Scoring
+from tandem_orchestrator.rewards.scoring import Scoring
 from tandem_orchestrator.tokenizer import Tokenizer
 
 log = structlog.get_logger()

@@ -9,7 +9,7 @@ import structlog
 from tandem_api.records import Record
 from tandem_orchestrator.buffer import Buffer, BufferFull, ScoreRow
 from tandem_orchestrator.corpus import Corpus
-from tandem_orchestrator.rewards import Unscored
+from tandem_orchestrator.rewards.score import Unscored
 
 log = structlog.get_logger()
 
@@ -20,8 +20,8 @@ class Verdicts:
     """Scores trajectories concurrently, each once, and tells when a verdict is on disk.
 
     Life cycle of a trajectory: :meth:`begin` -> scored -> stored -> ``settled`` is called with the verdict. A sample
-    that cannot be scored gets a verdict without a value; what breaks in another way is kept in ``failed``, and ``broke``
-    is called.
+    that cannot be scored gets a verdict without a value; what breaks in another way is kept in ``failed``, and
+    ``broke`` is called.
     """
 
     def __init__(

@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mathematical equality of final answers, by math-verify. Runs in a worker: an expression can take for ever."""
 
-import logging
-from collections.abc import Callable
-from typing import Any
-
 from tandem_api.records import Record
 from tandem_api.spec.rewards import MathReward
 from tandem_orchestrator.rewards.score import Score, Unscored
@@ -27,26 +23,3 @@ class MathScorer:
 
     async def close(self) -> None:
         await self._pool.close()
-
-
-def load() -> Callable[[dict[str, Any], str], float]:
-    """In the worker: a function of (record, response)."""
-    from math_verify import parse, verify
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-
-    def parsed(text: str) -> list[Any]:
-        # Time is limited from outside, by killing this process: the package's own alarm cannot stop a long C call.
-        found: list[Any] = parse(text, parsing_timeout=None)
-        return found
-
-    def score(record: dict[str, Any], response: str) -> float:
-        answer = record["answer"]
-        references = parsed(answer if _delimited(answer) else f"${answer}$") or parsed(answer)
-        return float(verify(references, parsed(response), timeout_seconds=None))
-
-    return score
-
-
-def _delimited(answer: str) -> bool:
-    return any(mark in answer for mark in ("$", "\\boxed", "\\(", "\\["))

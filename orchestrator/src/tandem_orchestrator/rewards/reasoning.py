@@ -2,9 +2,6 @@
 """The score of the reasoning-gym task that made a problem. Runs in a worker: some verifiers run code of the answer."""
 
 import re
-import warnings
-from collections.abc import Callable
-from typing import Any
 
 from tandem_api.records import Record
 from tandem_api.spec.rewards import ReasoningGymReward
@@ -36,19 +33,3 @@ class ReasoningGymScorer:
 
     async def close(self) -> None:
         await self._pool.close()
-
-
-def load() -> Callable[[dict[str, Any], str], float]:
-    """In the worker: a function of (the package's entry, the answer)."""
-    warnings.simplefilter("ignore", SyntaxWarning)
-    import reasoning_gym
-
-    verifiers: dict[str, Callable[[str, dict[str, Any]], float]] = {}
-
-    def score(entry: dict[str, Any], answer: str) -> float:
-        task = entry["metadata"][SOURCE]
-        if task not in verifiers:
-            verifiers[task] = reasoning_gym.get_score_answer_fn(task)
-        return float(verifiers[task](answer, entry))
-
-    return score

@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A callable of the user's: ``score(record: dict, response: str) -> float``. Runs in a worker."""
 
-import importlib
 import importlib.util
-from collections.abc import Callable
-from typing import Any
 
 from tandem_api.errors import Problem, UserError
 from tandem_api.records import Record
@@ -46,10 +43,3 @@ def check(reward: PythonReward, where: str) -> None:
         found = None
     if found is None:
         raise UserError(Problem(where, f"module {module} cannot be imported by the orchestrator; is it in its image?"))
-
-
-def load(target: str) -> Callable[[dict[str, Any], str], float]:
-    """In the worker: the callable itself."""
-    module, _, name = target.partition(":")
-    score: Callable[[dict[str, Any], str], float] = getattr(importlib.import_module(module), name)
-    return score

@@ -1,37 +1,109 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process behind :mod:`tandem_orchestrator.rewards.workers`: one JSON line in, one JSON line out."""
+"""The processes behind :mod:`tandem_orchestrator.rewards.workers`.
+
+The first process loads the scoring code, which can take seconds, and forks a second one that answers: one JSON line
+in, one JSON line out. When the second is killed, another is forked at once. Nothing of Tandem is imported here.
+"""
 
 import importlib
 import json
+import logging
 import os
+import re
 import resource
+import signal
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, TextIO
 
 type Score = Callable[[dict[str, Any], str], float]
 
-LOADERS = {
-    "math": "tandem_orchestrator.rewards.mathematical",
-    "reasoningGym": "tandem_orchestrator.rewards.reasoning",
-    "python": "tandem_orchestrator.rewards.user_callable",
+_GRACE = 5.0
+_EXPONENT = re.compile(r"[-+]?\d*\.?\d+[eE][-+]?\d+")
+
+
+def load_math() -> Score:
+    """1 if the final answer of the response equals ``record["answer"]``, by math-verify."""
+    from math_verify import parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+    def parsed(text: str) -> list[Any]:
+        # Time is limited from outside, by killing this process: the package's own alarm cannot stop a long C call.
+        found: list[Any] = parse(text.replace(r"\$", ""), parsing_timeout=None)
+        return found
+
+    def reference(answer: str) -> list[Any]:
+        if _EXPONENT.fullmatch(answer):
+            answer = f"{float(answer):f}"
+        delimited = any(mark in answer for mark in ("$", r"\boxed", r"\(", r"\["))
+        return parsed(answer if delimited else f"${answer}$") or parsed(answer)
+
+    def score(record: dict[str, Any], response: str) -> float:
+        return float(verify(reference(record["answer"]), parsed(response), timeout_seconds=None))
+
+    score({"answer": "1"}, "$1$")  # The package compiles its grammar on first use.
+    return score
+
+
+def load_reasoning_gym() -> Score:
+    """What the task's verifier gives; ``record`` is the package's own entry."""
+    warnings.simplefilter("ignore", SyntaxWarning)
+    import reasoning_gym
+
+    verifiers: dict[str, Callable[[str, dict[str, Any]], float]] = {}
+
+    def score(entry: dict[str, Any], answer: str) -> float:
+        task = entry["metadata"]["source_dataset"]
+        if task not in verifiers:
+            verifiers[task] = reasoning_gym.get_score_answer_fn(task)
+        return float(verifiers[task](answer, entry))
+
+    return score
+
+
+def load_python(target: str) -> Score:
+    """The user's own ``module:function``."""
+    module, _, name = target.partition(":")
+    score: Score = getattr(importlib.import_module(module), name)
+    return score
+
+
+LOADERS: dict[str, Callable[..., Score]] = {
+    "math": load_math,
+    "reasoningGym": load_reasoning_gym,
+    "python": load_python,
 }
 
 
 def main(kind: str, settings: str, memory: str) -> None:
-    """Serve scores of ``kind`` until standard input ends. The process may hold at most ``memory`` bytes."""
+    """Answer with scores of ``kind`` until standard input ends; an answering process holds ``memory`` bytes at most."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = _private_output()
     try:
-        score: Score = importlib.import_module(LOADERS[kind]).load(**json.loads(settings))
+        score = LOADERS[kind](**json.loads(settings))
     except Exception as error:  # noqa: BLE001 - whatever the user's module raises is the answer
         _say(answers, {"error": f"{type(error).__name__}: {error}"})
         return
-    resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
-    _say(answers, {"ready": True})
+    while True:
+        child = os.fork()
+        if child == 0:
+            _serve(answers, score, int(memory))
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status == 0:
+            return
+
+
+def _serve(answers: TextIO, score: Score, memory: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    _say(answers, {"ready": os.getpid()})
     for line in sys.stdin:
         question = json.loads(line)
-        _say(answers, _answer(score, question["record"], question["response"]))
+        # If nobody is left to kill this process, the kernel does, also in the middle of a C call.
+        signal.setitimer(signal.ITIMER_REAL, question["timeout"] + _GRACE)
+        _say(answers, {"id": question["id"], **_answer(score, question["record"], question["response"])})
 
 
 def _answer(score: Score, record: dict[str, Any], response: str) -> dict[str, Any]:

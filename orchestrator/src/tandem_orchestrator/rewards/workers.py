@@ -4,6 +4,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +17,7 @@ from tandem_orchestrator.rewards.score import Unscored
 log = structlog.get_logger()
 
 _START_SECONDS = 120.0
+_REPLACE_SECONDS = 10.0
 _LINE_LIMIT = 64 * 2**20
 
 
@@ -50,24 +53,26 @@ class WorkerPool:
             self._idle.put_nowait(worker)
 
     async def close(self) -> None:
-        """Kill the processes."""
+        """Kill the processes. Questions must have been answered or cancelled."""
         for worker in self._all:
             await worker.stop()
 
 
 class _Worker:
+    """One pair of processes: the first has loaded the scoring code, the second, forked from it, answers.
+
+    Invariant: between two calls the answering process waits for a question, or no process is alive.
+    """
+
     def __init__(self, command: tuple[str, ...]) -> None:
         self._command = command
         self._process: asyncio.subprocess.Process | None = None
+        self._answering = 0
+        self._asked = 0
 
     async def ask(self, question: Mapping[str, Any], timeout: float) -> float:
         try:
-            process = await self._running()
-            async with asyncio.timeout(timeout):
-                reply = await self._exchange(process, question)
-        except TimeoutError:
-            await self.stop()
-            raise Unscored("scoring took too long", f"more than {timeout:g} s") from None
+            reply = await self._reply(question, timeout)
         except OSError as error:
             await self.stop()
             raise Unscored("the scoring process died", str(error)) from error
@@ -83,8 +88,38 @@ class _Worker:
         if process is None:
             return
         with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.communicate()
+
+    async def _reply(self, question: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        process = await self._running()
+        self._asked += 1
+        try:
+            async with asyncio.timeout(timeout):
+                await self._send(process, {"id": self._asked, "timeout": timeout, **question})
+                return await self._answer(process)
+        except TimeoutError:
+            await self._replace(process)
+            raise Unscored("scoring took too long", f"more than {timeout:g} s") from None
+
+    async def _answer(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
+        """The answer to the last question; what was said before it was asked is passed over."""
+        while True:
+            said = await self._line(process)
+            if said.get("id") == self._asked:
+                return said
+            if "ready" in said:
+                self._answering = said["ready"]
+                raise BrokenPipeError("the answering process died of the question")
+
+    async def _replace(self, process: asyncio.subprocess.Process) -> None:
+        """Kill the answering process and wait for the next one."""
+        try:
+            os.kill(self._answering, signal.SIGKILL)
+            async with asyncio.timeout(_REPLACE_SECONDS):
+                await self._ready(process)
+        except (OSError, TimeoutError):
+            await self.stop()
 
     async def _running(self) -> asyncio.subprocess.Process:
         if self._process is not None and self._process.returncode is None:
@@ -100,22 +135,26 @@ class _Worker:
             limit=_LINE_LIMIT,
         )
         async with asyncio.timeout(_START_SECONDS):
-            ready = await self._line(process)
-        if "error" in ready:
-            raise Unscored("the scoring code cannot be loaded", ready["error"])
+            await self._ready(process)
         log.info("scoring process is ready", kind=self._command[0], pid=process.pid)
         return process
 
-    async def _exchange(self, process: asyncio.subprocess.Process, question: Mapping[str, Any]) -> dict[str, Any]:
+    async def _ready(self, process: asyncio.subprocess.Process) -> None:
+        """Wait until a process is there to answer."""
+        while "ready" not in (said := await self._line(process)):
+            if "id" not in said:
+                raise Unscored("the scoring code cannot be loaded", said["error"])
+        self._answering = said["ready"]
+
+    async def _send(self, process: asyncio.subprocess.Process, question: Mapping[str, Any]) -> None:
         if process.stdin is None:
             raise BrokenPipeError("its standard input is closed")
         process.stdin.write(json.dumps(question).encode() + b"\n")
         await process.stdin.drain()
-        return await self._line(process)
 
     async def _line(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
         line = await process.stdout.readline() if process.stdout else b""
         if not line:
             raise BrokenPipeError(f"it ended with {await process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        said: dict[str, Any] = json.loads(line)
+        return said
