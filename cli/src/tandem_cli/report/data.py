@@ -41,6 +41,7 @@ class RunData:
     """A run's metrics (one row an iteration), timeline (one row a phase, and one a member of it), status and spec."""
 
     name: str
+    directory: Path
     metrics: tuple[Row, ...]
     timeline: tuple[Row, ...]
     status: RLJobStatus
@@ -53,11 +54,10 @@ class RunData:
         total = sum(by_phase.values())
         took = sum(row.get("seconds") or 0.0 for row in self.metrics)
         tokens = sum(row.get("tokens") or 0 for row in self.metrics)
-        final = self.status.accuracy if self.status.accuracy is not None else None
         return Summary(
-            iterations=self.status.iteration or max((row["iteration"] for row in self.metrics), default=0),
+            iterations=self.status.iteration or sum(row.get("rewardMean") is not None for row in self.metrics),
             accuracy_before=accuracies[0] if accuracies else None,
-            accuracy_after=final if final is not None else (accuracies[-1] if accuracies else None),
+            accuracy_after=accuracies[-1] if accuracies else None,
             seconds=total,
             utilisation=_share(by_phase, _WORK, total),
             switch_share=_share(by_phase, _SWITCHING, total),
@@ -77,6 +77,7 @@ def load(directory: Path) -> RunData:
     job = read(job_file)
     return RunData(
         name=str(job.metadata.get("name", directory.name)),
+        directory=directory,
         metrics=tuple(_rows(directory / "metrics.jsonl")),
         timeline=tuple(_rows(directory / "timeline.jsonl")),
         status=_status(directory / "status.json"),
