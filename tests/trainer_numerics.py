@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,14 @@ def main(scratch: Path) -> dict[str, Any]:
     with activate(0) as device:
         from tandem_trainer import parallel
 
-        layout = parallel.initialise(device, Parallelism(), 1, timedelta(minutes=5))
+        layout = parallel.join(device, Parallelism(), 1, timedelta(minutes=5))
         checks = Checks(device, layout, scratch)
         return {
             "families": {name: checks.family(name) for name in FAMILIES},
             "microbatches": checks.microbatches(),
             "reset": {dtype: checks.reset(getattr(torch, dtype)) for dtype in ("float32", "bfloat16")},
             "resume": {dtype: checks.resume(getattr(torch, dtype)) for dtype in ("float32", "bfloat16")},
+            "masters": checks.masters(),
             "temperature": checks.temperature(),
             "reference": checks.reference(),
         }
@@ -100,9 +102,8 @@ class Checks:
         trainer = self._spec.trainer
         trainer = trainer.model_copy(update={"optimizer": trainer.optimizer.model_copy(update=optimizer)})
         settings = IterationSettings(self._spec.algorithm, trainer, 4, 7)
-        measured: dict[str, float] = train_iteration(
-            policy, self.batch(iteration), settings, iteration, iteration
-        ).measured
+        result = train_iteration(policy, self.batch(iteration), settings, iteration, iteration)
+        measured: dict[str, float] = result.measured
         return measured
 
     def family(self, name: str) -> dict[str, Any]:
@@ -171,6 +172,18 @@ class Checks:
             self.iterate(policy, 1, reset_each_iteration=False)
         return _difference(used.full_weights(), fresh.full_weights())
 
+    def masters(self) -> dict[str, float]:
+        """What bfloat16 weights cannot tell of an iteration of small steps, before and after a reset."""
+        policy = self.seeded(torch.bfloat16)
+        self.iterate(policy, 0, learning_rate=1e-6)
+        before = _masters(policy)
+        policy.reset_optimizer()
+        rounded = torch.cat([master.bfloat16().float() for master in before])
+        return {
+            "belowPrecision": float((torch.cat(before) - rounded).abs().max()),
+            "lostByReset": max(float((a - b).abs().max()) for a, b in zip(before, _masters(policy), strict=True)),
+        }
+
     def resume(self, dtype: torch.dtype) -> dict[str, Any]:
         """Two iterations in one go, and the second one by a new policy from a checkpoint between them."""
         from tandem_trainer.checkpoint import Checkpoints, Counters
@@ -211,16 +224,9 @@ class Checks:
 
     def reference(self) -> dict[str, float]:
         """What the comparison with the engine says when the engine is right, and when it is off by 0.25 nats."""
-        from tandem_trainer.batch import Batch
-
         tensors = batch(seed=5, version=0)
-        exact = self._scored(tensors)
-        off = self._scored(tensors, shift=0.25)
-        return {
-            "exactMax": exact["logprobDiffMax"],
-            "offMean": off["logprobDiffMean"],
-            "samples": float(len(Batch.parse(safetensors.torch.save(tensors, {"iteration": "0"}), 0))),
-        }
+        exact, off = self._scored(tensors), self._scored(tensors, shift=0.25)
+        return {"exactMax": exact["logprobDiffMax"], "offMean": off["logprobDiffMean"]}
 
     def _scored(self, tensors: dict[str, torch.Tensor], shift: float = 0.0) -> dict[str, float]:
         from tandem_trainer.batch import Batch
@@ -229,7 +235,7 @@ class Checks:
         policy = self.seeded()
         offsets = tensors["offsets"].tolist()
         scored = torch.zeros(len(tensors["tokens"]))
-        for start, end in zip(offsets, offsets[1:], strict=False):
+        for start, end in pairwise(offsets):
             scored[start + 1 : end] = torch.tensor(policy.log_probs(tensors["tokens"][start:end].tolist()))
         tensors = tensors | {"engineLogprobs": (scored + shift) * tensors["lossMask"]}
         parsed = Batch.parse(safetensors.torch.save(tensors, {"iteration": "0"}), 0)
@@ -246,6 +252,10 @@ def _config(family: str) -> PretrainedConfig:
 def _tensors(directory: Path) -> dict[str, torch.Tensor]:
     with safe_open(directory / "model.safetensors", framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+
+
+def _masters(policy: Any) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for group in policy.optimizer.param_groups for parameter in group["params"]]
 
 
 def _difference(ours: Iterable[tuple[str, torch.Tensor]], theirs: Iterable[tuple[str, torch.Tensor]]) -> float:

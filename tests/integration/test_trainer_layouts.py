@@ -43,7 +43,8 @@ class Run:
 
 
 def _train(world: World) -> tuple[TrainerReply, list[TrainerReply]]:
-    world.ask(Load(epoch=1))
+    loaded = world.ask(Load(epoch=1))
+    assert loaded.error is None
     warmup = world.ask(Warmup(epoch=2, save=True))
     steps = [
         world.ask(TrainStep(epoch=3 + number, iteration=number, weight_version=number, save=number == 1))

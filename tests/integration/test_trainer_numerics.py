@@ -48,8 +48,13 @@ def test_a_reset_optimizer_equals_a_new_one(found: dict[str, Any], dtype: str) -
     assert found["reset"][dtype] == 0.0
 
 
+def test_a_reset_keeps_what_bfloat16_weights_cannot_tell(found: dict[str, Any]) -> None:
+    assert found["masters"]["belowPrecision"] > 0.0
+    assert found["masters"]["lostByReset"] == 0.0
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_new_process_state_resumes_to_the_digit(found: dict[str, Any], dtype: str) -> None:
+def test_a_new_policy_resumes_from_a_checkpoint_to_the_digit(found: dict[str, Any], dtype: str) -> None:
     assert found["resume"][dtype] == {"counters": [1, 1], "sameMeasured": True, "weightDifference": 0.0}
 
 

@@ -16,12 +16,16 @@ from megatron.core.tensor_parallel import set_defaults_if_not_set_tensor_model_p
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from tandem_api.errors import Problem, UserError
 from tandem_trainer.attention import use_fused_attention
 
 HAVE_TRANSFORMER_ENGINE = importlib.util.find_spec("transformer_engine") is not None
 
 # The embedding is padded to a multiple of this, so that its shape is the same for usual tensor parallel sizes.
 VOCABULARY_MULTIPLE = 8
+
+# Dense models, each compared with transformers by a test.
+SUPPORTED = ("llama", "qwen2", "qwen3")
 
 _LOCAL_NAMES = {
     ".input_layernorm.weight": ".self_attention.linear_qkv.layer_norm_weight",
@@ -77,7 +81,7 @@ def rope_arguments(parameters: dict[str, Any]) -> dict[str, Any]:
     """GPTModel's arguments for the rotary embedding that a Hugging Face configuration describes.
 
     Raises:
-        ValueError: Megatron-core has no such scaling.
+        UserError: Megatron-core has no such scaling.
     """
     kind = parameters.get("rope_type", "default")
     arguments: dict[str, Any] = {"rotary_base": parameters["rope_theta"]}
@@ -88,24 +92,23 @@ def rope_arguments(parameters: dict[str, Any]) -> dict[str, Any]:
     bands = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     if kind == "llama3" and all(parameters.get(name) == value for name, value in bands.items()):
         return arguments | {"rope_scaling": True, "rope_scaling_factor": parameters["factor"]}
-    raise ValueError(
-        f"config.json: rope_parameters {parameters} is not supported; default, linear and llama3 with {bands} are"
-    )
+    message = f"{parameters} is not supported; default, linear and llama3 with {bands} are"
+    raise UserError(Problem("config.json: rope_parameters", message))
 
 
 def build_bridge(hf_config: PretrainedConfig, dtype: torch.dtype, tensor: int) -> Bridge:
     """The bridge for a model: mbridge's, with :class:`Overrides` laid over it.
 
     Raises:
-        ValueError: the model's architecture, or an option of it, is not supported.
+        UserError: the model's architecture, or an option of it, is not supported.
     """
-    base = _MODEL_REGISTRY.get(hf_config.model_type)
-    if base is None:
-        known = ", ".join(sorted(_MODEL_REGISTRY))
-        raise ValueError(f"config.json: model_type {hf_config.model_type!r} is not supported; these are: {known}")
+    if hf_config.model_type not in SUPPORTED:
+        known = ", ".join(SUPPORTED)
+        raise UserError(Problem("config.json: model_type", f"{hf_config.model_type!r} is not supported; use {known}"))
     for option, name in _UNSUPPORTED.items():
         if getattr(hf_config, option, False):
-            raise ValueError(f"config.json: {option} is true, but {name} is not supported; use a model without it")
+            raise UserError(Problem(f"config.json: {option}", f"{name} is not supported; use a model without it"))
+    base = _MODEL_REGISTRY[hf_config.model_type]
     kind = type(f"{base.__name__}WithOverrides", (Overrides, base), {})
     bridge = kind(hf_config, dtype=dtype, make_vocab_size_divisible_by=_vocabulary_multiple(tensor))
     bridge.set_extra_args(

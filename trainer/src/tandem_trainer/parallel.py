@@ -31,8 +31,10 @@ class Layout:
         return self.tensor * self.pipeline * self.data
 
 
-def initialise(device: Device, sizes: Parallelism, seed: int, timeout: timedelta) -> Layout:
+def join(device: Device, sizes: Parallelism, seed: int, timeout: timedelta) -> Layout:
     """Join the world that torchrun's environment names and cut it into groups; what is left over is data parallel.
+
+    Joining again is nothing. A collective that takes longer than ``timeout`` fails.
 
     Raises:
         UserError: these sizes do not divide the number of ranks, or cannot be served.
@@ -44,6 +46,9 @@ def initialise(device: Device, sizes: Parallelism, seed: int, timeout: timedelta
     if world % (tensor * pipeline):
         message = f"tensor {tensor} x pipeline {pipeline} does not divide the {world} ranks of the job"
         raise UserError(Problem("spec.trainer.parallelism", message))
+    layout = Layout(tensor, pipeline, world // (tensor * pipeline))
+    if dist.is_initialized():
+        return layout
     dist.init_process_group(device.backend, timeout=timeout)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor,
@@ -55,13 +60,14 @@ def initialise(device: Device, sizes: Parallelism, seed: int, timeout: timedelta
         from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
         model_parallel_cuda_manual_seed(seed)
-    return Layout(tensor, pipeline, world // (tensor * pipeline))
+    return layout
 
 
-def destroy() -> None:
-    """Leave the groups and the world."""
-    parallel_state.destroy_model_parallel()
-    dist.destroy_process_group()
+def leave() -> None:
+    """Leave the world, if this rank is in one."""
+    if dist.is_initialized():
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
 
 
 def agree(error: str | None, same: str) -> None:

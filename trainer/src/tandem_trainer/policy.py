@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy: a Megatron-core GPT model with DDP and its distributed optimizer, asked for log-probs of tokens."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -70,14 +71,13 @@ class Policy:
     def reset_optimizer(self) -> None:
         """Forget all moments and step counts, as a newly made optimizer would (section 2.3.2).
 
-        The state is zeroed in place: Megatron cannot save an optimizer that has none. Master weights are read again
-        from the model's, which is what a new optimizer does.
+        The state is zeroed in place: Megatron cannot save an optimizer that has none. The float32 master weights stay:
+        to read them from bfloat16 weights again would undo every update that is smaller than those can tell.
         """
         for part in parts(self.optimizer):
             for state in part.optimizer.state.values():
                 for value in state.values():
                     value.zero_()
-        self.optimizer.reload_model_params()
 
     def offload(self, *, weights: bool) -> None:
         """Leave the device: gradients and optimizer state, and the ``weights`` too if asked."""
@@ -136,13 +136,13 @@ class Policy:
         """Take an optimizer step with the gradients of the last :meth:`run`; returns their norm before clipping.
 
         Raises:
-            FloatingPointError: the gradient has an infinite or undefined norm; the weights are as they were.
+            FloatingPointError: the gradient is not finite, and the weights may not be any more.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         succeeded, norm, _ = self.optimizer.step()
-        if not succeeded:
-            raise FloatingPointError("the gradient is not finite; nothing was updated")
+        if not succeeded or not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient has the norm {norm}: load a checkpoint, and look at the last batch")
         self.optimizer.zero_grad()
         return float(norm)
 

@@ -4,6 +4,7 @@
 import hashlib
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
 
@@ -42,6 +43,7 @@ _BYTES_PER_SAMPLE = 8 + 4 + 4 + 4
 _HEADER_BYTES = 1 << 20
 _MOST_WARMUP_BYTES = 8 << 30
 _LONGEST_FETCH = 300.0
+_SPARE = timedelta(minutes=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +64,11 @@ class Trainer:
     ``_counters`` say how many iterations the weights have seen, ``_saved`` which state is on disk already.
     """
 
-    def __init__(self, job: Job, places: Places, device: Device, layout: parallel.Layout) -> None:
+    def __init__(self, job: Job, places: Places, device: Device) -> None:
         self._job = job
         self._spec = job.spec
         self._places = places
         self._device = device
-        self._layout = layout
         self._local_rank = int(os.environ["LOCAL_RANK"])
         self._model_directory = model_directory(self._spec.model, places.run_dir / f"trainer-{self._local_rank}")
         self._checkpoints = Checkpoints(places.checkpoint_dir, self._spec.checkpoint.keep)
@@ -94,9 +95,10 @@ class Trainer:
                 return self._finish(command)
 
     def close(self) -> None:
-        """Stop serving weights."""
+        """Stop serving weights, and leave the other ranks."""
         if self._exporter:
             self._exporter.close()
+        parallel.leave()
 
     def _load(self, command: Load) -> TrainerReply:
         started = perf_counter()
@@ -235,11 +237,13 @@ class Trainer:
         return batch
 
     def _build(self) -> Policy:
+        """Join the other ranks and make the policy; what is wrong with the job's spec is found here."""
         spec = self._spec.trainer
+        timeout = timedelta(seconds=self._spec.schedule.phase_deadlines.train) + _SPARE
         return Policy(
             self._hf_config(),
             getattr(torch, self._spec.model.dtype.value),
-            self._layout,
+            parallel.join(self._device, spec.parallelism, self._spec.seed, timeout),
             self._device,
             spec.optimizer,
             self._spec.rollout.temperature,
