@@ -134,8 +134,12 @@ class _Worker:
             start_new_session=True,
             limit=_LINE_LIMIT,
         )
-        async with asyncio.timeout(_START_SECONDS):
-            await self._ready(process)
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await self._ready(process)
+        except Unscored:
+            await self.stop()
+            raise
         log.info("scoring process is ready", kind=self._command[0], pid=process.pid)
         return process
 
