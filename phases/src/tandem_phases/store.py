@@ -275,7 +275,8 @@ async def _quietly(cancelling: Awaitable[None]) -> None:
     try:
         async with asyncio.timeout(1.0):
             await cancelling
-    except (etcd_errors.ClientError, TimeoutError, KeyError) as error:
+    # A client that was closed meanwhile has no watcher left to ask: an AttributeError in there.
+    except (etcd_errors.ClientError, TimeoutError, KeyError, AttributeError) as error:
         log.debug("a watch was already gone when it was cancelled", error=repr(error))
 
 

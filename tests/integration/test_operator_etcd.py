@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator and a real etcd: accounts that reach one job each, and one watch over all jobs."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from etcd_server import EtcdServer, etcd_server
+
+from tandem_api.errors import TryAgain
+from tandem_api.keys import JobKeys
+from tandem_api.messages.phases import Desired, DesiredState, PhaseName, PhaseRecord, Progress
+from tandem_operator import etcd
+from tandem_operator.etcd import JobStates
+from tandem_operator.etcd_accounts import AccountError, Accounts, account_name
+from tandem_phases.store import Store
+
+ROOT = ("root", "r00t")
+MINE, THEIRS = JobKeys("team", "mine", "uid-1"), JobKeys("team", "theirs", "uid-2")
+DEADLINE = 20.0
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EtcdServer]:
+    with etcd_server(tmp_path) as running:
+        yield running
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while not condition():  # noqa: ASYNC110 - the condition is another task's to fulfil
+            await asyncio.sleep(0.02)
+
+
+async def test_a_new_etcd_asks_for_passwords_once_the_operator_has_seen_to_it(server: EtcdServer) -> None:
+    async with Accounts(server.endpoints, *ROOT) as accounts:
+        await accounts.enable()
+        await accounts.enable()
+    async with Store(server.endpoints) as anonymous:
+        with pytest.raises(TryAgain):
+            await anonymous.get(MINE.phase)
+    async with Accounts(server.endpoints, "root", "wrong") as intruder:
+        with pytest.raises(AccountError):
+            await intruder.enable()
+
+
+async def test_a_jobs_user_reaches_its_own_keys_and_no_others(server: EtcdServer) -> None:
+    async with Accounts(server.endpoints, *ROOT) as accounts:
+        await accounts.enable()
+        await accounts.add(MINE, "secret")
+        await accounts.add(MINE, "secret")
+        async with Store(server.endpoints, account_name(MINE.uid), "secret") as store:
+            await store.put(MINE.member(0), "here")
+            found, revision = await store.list(MINE.prefix)
+            assert [entry.value for entry in found.values()] == ["here"]
+            async with store.watch(MINE.prefix, revision) as changes:
+                await store.put(MINE.phase, "{}")
+                assert (await anext(changes)).key == MINE.phase
+            for forbidden in (THEIRS.phase, MINE.prefix[:-1] + "0", "/tandem/v1/"):
+                with pytest.raises(TryAgain, match="permission denied"):
+                    await store.put(forbidden, "x")
+                with pytest.raises(TryAgain, match="permission denied"):
+                    await store.list(forbidden)
+
+
+async def test_a_removed_account_is_gone_and_removing_it_again_is_fine(server: EtcdServer) -> None:
+    async with Accounts(server.endpoints, *ROOT) as accounts:
+        await accounts.enable()
+        await accounts.add(MINE, "secret")
+        await accounts.remove(MINE.uid)
+        await accounts.remove(MINE.uid)
+        async with Store(server.endpoints, account_name(MINE.uid), "secret") as store:
+            with pytest.raises(TryAgain):
+                await store.get(MINE.phase)
+
+
+class Listener:
+    """Runs JobStates and remembers what it says."""
+
+    def __init__(self, store: Store) -> None:
+        self.changes: list[tuple[JobKeys, str]] = []
+        self.came_or_went = 0
+        self.states = JobStates(store, lambda keys, what: self.changes.append((keys, what)), self._came_or_went)
+        self._task: asyncio.Task[None] | None = None
+
+    def _came_or_went(self) -> None:
+        self.came_or_went += 1
+
+    async def __aenter__(self) -> JobStates:
+        self._task = asyncio.create_task(self.states.run())
+        await asyncio.wait_for(self.states.synced.wait(), DEADLINE)
+        return self.states
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+
+def phase(epoch: int) -> PhaseRecord:
+    return PhaseRecord(
+        epoch=epoch, iteration=1, name=PhaseName.TRAIN, weight_version=1, world=1, members=(0,), started=1.0
+    )
+
+
+async def test_one_watch_tells_phase_and_progress_of_every_job(server: EtcdServer) -> None:
+    async with Store(server.endpoints) as store:
+        await store.put(MINE.phase, phase(1).wire())
+        listener = Listener(store)
+        async with listener as states:
+            assert states.of(MINE).phase == phase(1)
+            await store.put(MINE.phase, phase(2).wire())
+            await store.put(THEIRS.progress, Progress(reward=0.5).wire())
+            await store.put(THEIRS.ack(1, 0), "{}")
+            await until(lambda: states.of(THEIRS).progress == Progress(reward=0.5))
+            assert states.of(MINE).phase == phase(2)
+            assert listener.changes == [(MINE, "phase"), (MINE, "phase"), (THEIRS, "progress")]
+            assert set(states.known()) == {MINE, THEIRS}
+
+
+async def test_desired_is_written_once_and_everything_of_a_job_can_be_forgotten(server: EtcdServer) -> None:
+    async with Store(server.endpoints) as store, Listener(store) as states:
+        wanted = Desired(state=DesiredState.SUSPENDED, generation=2)
+        await states.set_desired(MINE, wanted)
+        first = await store.get(MINE.desired)
+        await states.set_desired(MINE, wanted)
+        again = await store.get(MINE.desired)
+        assert first is not None
+        assert again == first
+        assert Desired.model_validate_json(first.value) == wanted
+        await store.put(MINE.ack(1, 0), "{}")
+        await states.forget(MINE)
+        assert (await store.list(MINE.prefix))[0] == {}
+        await until(lambda: set(states.known()) == set())
+
+
+async def test_garbage_in_one_jobs_keys_leaves_the_others_alone(server: EtcdServer) -> None:
+    async with Store(server.endpoints) as store, Listener(store) as states:
+        await store.put(MINE.phase, "no json")
+        await store.put(THEIRS.phase, phase(1).wire())
+        await until(lambda: states.of(THEIRS).phase == phase(1))
+        assert states.of(MINE).phase is None
+
+
+async def test_etcd_away_is_told_and_what_changed_meanwhile_is_seen_afterwards(
+    server: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(etcd, "HICCUP_SECONDS", 0.1)
+    async with Store(server.endpoints, timeout=1.0) as store:
+        await store.put(MINE.phase, phase(1).wire())
+        listener = Listener(store)
+        async with listener as states:
+            server.stop()
+            await until(lambda: states.error is not None and listener.came_or_went > 0)
+            assert states.of(MINE).phase == phase(1)
+            server.start()
+            async with Store(server.endpoints) as other:
+                await other.put(MINE.phase, phase(2).wire())
+            await until(lambda: states.of(MINE).phase == phase(2))
+            assert states.error is None
