@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line. Exit status: 0 done, 1 the run failed, 2 the manifest or data is wrong, 130 interrupted."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from tandem_api.errors import UserError
 from tandem_cli.report.command import report_command
-from tandem_cli.run.command import fail, run_command
+from tandem_cli.run.command import INTERRUPTED, fail, run_command
 from tandem_cli.validate import validate as problems_of
 
 app = typer.Typer(
@@ -57,6 +58,8 @@ def report(
 
 def run() -> None:
     """The program ``tandem``."""
+    # Until a run takes signals itself there is nothing to save.
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(INTERRUPTED))
     try:
         app()
     except UserError as error:

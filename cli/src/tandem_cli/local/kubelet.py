@@ -3,7 +3,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -11,6 +11,7 @@ from typing import Self
 import structlog
 
 from tandem_api.errors import Problem, UserError
+from tandem_cli.local.devices import Devices
 from tandem_cli.local.environment import PodFacts
 from tandem_cli.local.manifests import Manifest, Manifests, dig
 from tandem_cli.local.node import Node
@@ -129,6 +130,7 @@ class Kubelet:
 
 
 def _places(node: Node, objects: Manifests) -> Iterator[_Place]:
+    devices = Devices()
     number = _FIRST_NUMBER
     for job in objects.kind("Job"):
         name = job["metadata"]["name"]
@@ -141,9 +143,11 @@ def _places(node: Node, objects: Manifests) -> Iterator[_Place]:
         if dig(job, "spec", "parallelism", default=1) < completions:
             raise UserError(Problem(f"Job {name}, parallelism", "must equal completions in local mode"))
         for index in range(completions):
-            template = _indexed(job["spec"]["template"], index) if indexed else job["spec"]["template"]
+            template = _with_variables(
+                job["spec"]["template"], devices.variables(job["spec"]["template"]["spec"], objects)
+            )
             pod = f"{name}-{index}" if indexed else name
-            yield _Place(job, template, pod, number, node.subnet.pod())
+            yield _Place(job, _indexed(template, index) if indexed else template, pod, number, node.subnet.pod())
             number += 1
 
 
@@ -151,19 +155,18 @@ def _indexed(template: Manifest, index: int) -> Manifest:
     """The template as the controller of Indexed Jobs completes it for one index."""
     metadata = template.get("metadata") or {}
     marks = {_INDEX: str(index)}
-    variable = {"name": "JOB_COMPLETION_INDEX", "value": str(index)}
+    marked = {kind: {**(metadata.get(kind) or {}), **marks} for kind in ("annotations", "labels")}
+    completed = _with_variables(template, {"JOB_COMPLETION_INDEX": str(index)})
+    return {**completed, "metadata": {**metadata, **marked}}
+
+
+def _with_variables(template: Manifest, added: Mapping[str, str]) -> Manifest:
+    """The template with variables in front of every container's own."""
+    variables = [{"name": name, "value": value} for name, value in added.items()]
     spec = dict(template["spec"])
     for kind in ("initContainers", "containers"):
-        spec[kind] = [{**item, "env": [variable, *(item.get("env") or [])]} for item in spec.get(kind) or []]
-    return {
-        **template,
-        "metadata": {
-            **metadata,
-            "annotations": {**(metadata.get("annotations") or {}), **marks},
-            "labels": {**(metadata.get("labels") or {}), **marks},
-        },
-        "spec": spec,
-    }
+        spec[kind] = [{**item, "env": [*variables, *(item.get("env") or [])]} for item in spec.get(kind) or []]
+    return {**template, "spec": spec}
 
 
 def _hosts(objects: Manifests, places: list[_Place]) -> dict[str, str]:

@@ -35,6 +35,7 @@ log = structlog.get_logger()
 
 _REDRAW_SECONDS = 0.5
 _FINISH_SECONDS = 60.0
+_BOOKING_SECONDS = 5.0
 _NOTHING_TO_SAVE = (PhaseName.START, PhaseName.RECOVER)
 
 
@@ -79,6 +80,7 @@ class Driver:
         self._accuracy_before = job.status.accuracy
         self._crash_loops = CrashLoops()
         self._failed_logs: list[Path] = []
+        self._acked = 0.0
         self.changed = asyncio.Event()
 
     def on_exit(self, end: ContainerExit) -> None:
@@ -176,12 +178,20 @@ class Driver:
         record = observed.phase
         if record is None or record.name in _NOTHING_TO_SAVE:
             return End.SUSPENDED
-        return End.SUSPENDED if decision.suspension.hybrid and self._saved(record, mirror) else None
+        return End.SUSPENDED if decision.suspension.hybrid and self._saved(record, observed, mirror) else None
 
-    def _saved(self, record: PhaseRecord, mirror: Mirror) -> bool:
-        """Whether every member has done its part of being suspended, or had its time."""
-        overdue = record.deadline is not None and time.time() > record.deadline
-        return overdue or set(record.members) <= acks(mirror.entries, self._keys, record.epoch).keys()
+    def _saved(self, record: PhaseRecord, observed: Observed, mirror: Mirror) -> bool:
+        """Whether every member has done its part of being suspended and the checkpoint is booked, or time is up."""
+        if record.deadline is not None and time.time() > record.deadline:
+            return True
+        done = acks(mirror.entries, self._keys, record.epoch)
+        if not set(record.members) <= done.keys():
+            return False
+        if not any(ack.checkpoint for ack in done.values()):
+            return True
+        booked = observed.progress.checkpoint_iteration if observed.progress else None
+        self._acked = self._acked or time.monotonic()
+        return booked == record.iteration or time.monotonic() - self._acked > _BOOKING_SECONDS
 
     async def _finish(self, end: End, decision: Decision, kubelet: Kubelet) -> Ending:
         """End the pods; a second interrupt cuts this short."""
