@@ -71,7 +71,7 @@ async def sidecar(env: Environment) -> None:
         switch = Switch(job, run_dir, Path(model), engine, trainer, rollouts, memory)
         worker = Worker(store, JobKeys(job.namespace, job.name, job.uid), member, switch)
         await until_terminated(worker)
-        await rollouts.drain()
+        await switch.drain_if_alive()
 
 
 async def until_terminated(worker: Worker) -> None:

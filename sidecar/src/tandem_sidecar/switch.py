@@ -50,7 +50,7 @@ class Switch:
     async def start(self, record: PhaseRecord, part: Part) -> None:
         """Bring the engine up with the device to itself, release it, then let the trainer load."""
         with part.step("drain"):
-            await self._drain_if_alive()
+            await self.drain_if_alive()
         await self._ensure_engine(part)
         await self.release(record, part)
         with part.step("load"):
@@ -58,7 +58,7 @@ class Switch:
             reply = await self._trainer.ask(command, self._deadlines.start)
         _take(part, reply)
 
-    async def _drain_if_alive(self) -> None:
+    async def drain_if_alive(self) -> None:
         """What a living engine has generated is brought back; a dead one has nothing."""
         try:
             await self._rollouts.drain()
@@ -167,13 +167,15 @@ class Switch:
 
     async def suspended(self, record: PhaseRecord, part: Part) -> None:
         with part.step("drain"):
-            await self._drain_if_alive()
+            await self.drain_if_alive()
         with part.step("checkpoint"):
             command = Checkpoint(epoch=record.epoch, iteration=record.iteration)
             reply = await self._trainer.ask(command, self._deadlines.train)
         _take(part, reply)
 
     async def succeeded(self, record: PhaseRecord, part: Part) -> None:
+        with part.step("drain"):
+            await self.drain_if_alive()
         command = FinishRun(epoch=record.epoch, export=self._job.spec.checkpoint.export)
         with part.step("export"):
             reply = await self._trainer.ask(command, self._deadlines.train)

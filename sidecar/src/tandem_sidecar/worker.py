@@ -77,15 +77,16 @@ class Worker:
             return
         working = asyncio.create_task(self._work(seen))
         moved = asyncio.create_task(self._after(mirror, record.epoch))
-        await asyncio.wait([working, moved], return_when=asyncio.FIRST_COMPLETED)
-        moved.cancel()
-        if not working.done():
-            if record.name is not PhaseName.ROLLOUT:
+        try:
+            await asyncio.wait([working, moved], return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                await self._ack(membership, seen, working.result())
+            elif record.name is not PhaseName.ROLLOUT:
                 log.warning("the phase moved on; our part of it is given up", name=record.name)
-            working.cancel()
-            await asyncio.wait([working])
-            return
-        await self._ack(membership, seen, working.result())
+        finally:
+            for task in (working, moved):
+                task.cancel()
+            await asyncio.wait([working, moved])
 
     async def _after(self, mirror: Mirror, epoch: int) -> SeenPhase:
         """The first phase seen with a later epoch."""
