@@ -287,3 +287,14 @@ async def test_what_cannot_run_is_refused_before_anything_starts(
     with local_node(tmp_path) as node, pytest.raises(UserError, match=message):
         Kubelet(node, Manifests([job("j", container, **spec)]))
     assert not (tmp_path / "logs").exists()
+
+
+async def test_giving_up_the_wait_leaves_the_pods_running(tmp_path: Path) -> None:
+    manifest = job("j", shell("a", f"trap 'echo asked > {tmp_path}/end; exit 0' TERM; while true; do sleep 0.05; done"))
+    with local_node(tmp_path) as node:
+        async with Kubelet(node, Manifests([manifest])) as kubelet:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(kubelet.wait(), 1.0)
+            await kubelet.stop()
+            assert await kubelet.wait() == {"j": True}
+    assert (tmp_path / "end").read_text() == "asked\n"

@@ -50,7 +50,7 @@ async def embedded_etcd(node: Node, directory: Path) -> AsyncIterator[str]:
 
 def _empty(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, mode=0o700)
 
 
 def _template(address: str, directory: Path) -> Manifest:

@@ -3,7 +3,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -76,8 +76,8 @@ class Kubelet:
 
     async def wait(self) -> dict[str, bool]:
         """Wait for all pods to end; whether each succeeded, by name."""
-        results = await asyncio.gather(*self._running.values())
-        return dict(zip(self._running, results, strict=True))
+        await _ended(self._running.values())
+        return {name: task.result() for name, task in self._running.items()}
 
     async def stop(self, *jobs: str) -> None:
         """End the pods of some Jobs, or of all, as suspending a Job does: SIGTERM, grace period, SIGKILL."""
@@ -86,7 +86,7 @@ class Kubelet:
         for place, pod in zip(self._places, self.pods, strict=True):
             if place.name in stopping:
                 pod.stop()
-        await asyncio.gather(*(self._running[name] for name in stopping))
+        await _ended(self._running[name] for name in stopping)
 
     async def _run(self, number: int, place: _Place) -> bool:
         """A Job's pod that fails is replaced until the Job's backoffLimit is reached."""
@@ -127,6 +127,12 @@ class Kubelet:
             labels=metadata.get("labels") or {},
         )
         return Pod(place.template, facts, place.number, self._node, self._objects, self._hosts)
+
+
+async def _ended(pods: Iterable[asyncio.Task[bool]]) -> None:
+    """Wait for pods. Giving up the wait, unlike that of a gather, leaves them running."""
+    if waiting := list(pods):
+        await asyncio.wait(waiting)
 
 
 def _places(node: Node, objects: Manifests) -> Iterator[_Place]:
