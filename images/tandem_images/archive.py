@@ -37,6 +37,15 @@ def _digests(layout: Path, manifests: Sequence[dict[str, Any]], known: set[str])
     return found
 
 
+def prune_layout(layout: Path) -> None:
+    """Deletes the blobs of images that were replaced by later ones of the same name."""
+    manifests = json.loads((layout / "index.json").read_text())["manifests"]
+    used = {_blob(layout, digest) for digest in _digests(layout, manifests, set())}
+    for blob in (layout / "blobs").glob("*/*"):
+        if blob not in used:
+            blob.unlink()
+
+
 def _add(archive: tarfile.TarFile, name: str, content: dict[str, Any]) -> None:
     data = json.dumps(content).encode()
     entry = tarfile.TarInfo(name)

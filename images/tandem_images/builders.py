@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
-from tandem_images.archive import write_archive
+from tandem_images.archive import prune_layout, write_archive
 from tandem_images.errors import BuildError
 from tandem_images.inputs import CONTAINERFILE, IGNORE_FILE, ROOT
 
@@ -102,6 +102,7 @@ class Buildah:
         for image in images:
             # Layers that the layout has already are not written again.
             self.call("push", "--quiet", "--disable-compression", image, f"oci:{layout}:{image}")
+        prune_layout(layout)
         write_archive(layout, images, known, archive)
 
 

@@ -17,7 +17,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "engine": ("crds", "phases", "handoff", "sidecar"),
     "trainer": ("crds", "handoff", "trainer"),
 }
-_NOT_COPIED = ("Containerfile.dockerignore", "build.py")
+_NOT_COPIED = ("Containerfile.dockerignore", "README.md", "build.py")
 
 
 def image_name(target: str, accelerator: str) -> str:
