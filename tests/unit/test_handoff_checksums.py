@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem_handoff.checksums import checksum, is_finite
@@ -11,6 +11,7 @@ from tandem_handoff.checksums import checksum, is_finite
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2, torch.float8_e4m3fn]
 
 
+@settings(deadline=None)
 @given(content=st.binary(min_size=1, max_size=200), data=st.data())
 def test_any_flipped_bit_changes_the_checksum(content: bytes, data: st.DataObject) -> None:
     tensor = torch.frombuffer(bytearray(content), dtype=torch.uint8)
@@ -20,6 +21,7 @@ def test_any_flipped_bit_changes_the_checksum(content: bytes, data: st.DataObjec
     assert checksum(tensor) != before
 
 
+@settings(deadline=None)
 @given(length=st.integers(2, 40), data=st.data())
 def test_any_two_values_that_swap_places_change_the_checksum(length: int, data: st.DataObject) -> None:
     tensor = torch.arange(length, dtype=data.draw(st.sampled_from([torch.float64, torch.float32, torch.bfloat16])))

@@ -2,6 +2,7 @@
 """Whatever goes wrong in a handoff, both ends say what it was, leak nothing, and complete the next one."""
 
 import fcntl
+import gc
 import json
 import os
 import resource
@@ -399,6 +400,7 @@ def seal(descriptor: int) -> None:
 def test_a_segment_that_could_shrink_under_a_view_is_refused(socket_path: Path) -> None:
     descriptor = os.memfd_create("s", os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, 4096)
+    gc.collect()  # what earlier tests left in exceptions
     before = open_descriptors()
     with (
         FakeExporter(socket_path, lambda hello: [welcome(hello), bucket_frame()], (descriptor,)),
@@ -446,6 +448,7 @@ def test_two_hundred_broken_handoffs_leak_no_descriptor(socket_path: Path, tenso
     importer = Importer(socket_path)
     with Exporter(socket_path, BUCKET) as exporter:
         exchange(exporter, importer, tensors)
+        gc.collect()  # what earlier tests left in exceptions
         before = open_descriptors()
         for number in range(200):
             broken = tensors[: number % 6] + [("t0", torch.zeros(100))] * 2

@@ -58,10 +58,7 @@ class Channel:
             self._socket.settimeout(deadline.remaining(what))
             self._socket.sendall(body)
         except OSError as error:
-            lost = translated(error, what)
-            if isinstance(lost, PeerLostError):
-                raise self._last_words() or lost from error
-            raise lost from error
+            raise self._reason(error, what) from error
 
     def receive(self, deadline: Deadline, waiting_for: str) -> dict[str, Any]:
         """The next frame; see `receive_with_descriptor`. A descriptor with it is a breach of protocol."""
@@ -106,6 +103,10 @@ class Channel:
     def close(self) -> None:
         """Closes the connection; the peer's next read or write fails."""
         self._socket.close()
+
+    def _reason(self, error: OSError, what: str) -> HandoffError:
+        reason = translated(error, what)
+        return (self._last_words() or reason) if isinstance(reason, PeerLostError) else reason
 
     def _last_words(self) -> PeerRefusedError | None:
         """The refusal that a peer left in the buffer before it closed: a better reason than a broken pipe."""
