@@ -21,6 +21,7 @@ from safetensors import safe_open
 from trainer_world import batch, job_spec
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from tandem_api.errors import UserError
 from tandem_api.spec import RLJobSpec
 from tandem_api.spec.hybrid import Optimizer, Parallelism
 from tandem_trainer.device import Device, activate
@@ -50,6 +51,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3-scaled-rope": ("llama", {"tie_word_embeddings": False, "rope_parameters": LLAMA3_ROPE}),
 }
 
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+UNSUPPORTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "model_type": ("gpt2", {}),
+    "rope_parameters": ("qwen3", {"rope_parameters": YARN}),
+    "use_sliding_window": ("qwen2", {"use_sliding_window": True}),
+    "mlp_bias": ("llama", {"mlp_bias": True}),
+}
+
 
 def main(scratch: Path) -> dict[str, Any]:
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
@@ -64,6 +73,8 @@ def main(scratch: Path) -> dict[str, Any]:
             "reset": {dtype: checks.reset(getattr(torch, dtype)) for dtype in ("float32", "bfloat16")},
             "resume": {dtype: checks.resume(getattr(torch, dtype)) for dtype in ("float32", "bfloat16")},
             "masters": checks.masters(),
+            "unsupported": {name: checks.unsupported(*case) for name, case in UNSUPPORTED.items()},
+            "layouts": {name: unsupported_layout(device, **{name: 2}) for name in ("tensor", "context", "expert")},
             "temperature": checks.temperature(),
             "reference": checks.reference(),
         }
@@ -184,6 +195,14 @@ class Checks:
             "lostByReset": max(float((a - b).abs().max()) for a, b in zip(before, _masters(policy), strict=True)),
         }
 
+    def unsupported(self, kind: str, options: dict[str, Any]) -> str:
+        """What the trainer says of a model that it cannot serve."""
+        try:
+            self.policy(AutoConfig.for_model(kind, **SIZES | options))
+        except UserError as error:
+            return str(error)
+        return ""
+
     def resume(self, dtype: torch.dtype) -> dict[str, Any]:
         """Two iterations in one go, and the second one by a new policy from a checkpoint between them."""
         from tandem_trainer.checkpoint import Checkpoints, Counters
@@ -242,6 +261,17 @@ class Checks:
         settings = IterationSettings(self._spec.algorithm, self._spec.trainer, 4, 7)
         measured: dict[str, float] = train_iteration(policy, parsed, settings, 0, 0).measured
         return measured
+
+
+def unsupported_layout(device: Device, **sizes: int) -> str:
+    """What the trainer says of a layout that this one rank cannot have."""
+    from tandem_trainer import parallel
+
+    try:
+        parallel.join(device, Parallelism(**sizes), 1, timedelta(minutes=5))
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _config(family: str) -> PretrainedConfig:

@@ -58,6 +58,17 @@ def test_a_new_policy_resumes_from_a_checkpoint_to_the_digit(found: dict[str, An
     assert found["resume"][dtype] == {"counters": [1, 1], "sameMeasured": True, "weightDifference": 0.0}
 
 
+@pytest.mark.parametrize("field", trainer_numerics.UNSUPPORTED)
+def test_a_model_that_cannot_be_served_is_refused_by_the_field_of_its_config(found: dict[str, Any], field: str) -> None:
+    assert f"config.json: {field}" in found["unsupported"][field]
+
+
+@pytest.mark.parametrize("size", ["tensor", "context", "expert"])
+def test_a_layout_that_cannot_be_had_is_refused(found: dict[str, Any], size: str) -> None:
+    assert "spec.trainer.parallelism" in found["layouts"][size]
+    assert size in found["layouts"][size]
+
+
 def test_log_probs_are_those_of_the_sampling_temperature(found: dict[str, Any]) -> None:
     assert found["temperature"] < 1e-4
 

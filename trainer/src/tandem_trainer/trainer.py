@@ -65,7 +65,6 @@ class Trainer:
     """
 
     def __init__(self, job: Job, places: Places, device: Device) -> None:
-        self._job = job
         self._spec = job.spec
         self._places = places
         self._device = device
