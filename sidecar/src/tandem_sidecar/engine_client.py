@@ -45,7 +45,8 @@ class EngineClient:
     def __init__(self, socket: Path) -> None:
         self._session = aiohttp.ClientSession(
             base_url="http://engine",
-            connector=aiohttp.UnixConnector(path=str(socket), limit=0),
+            # vLLM closes a connection after an error; a kept one would fail the next request.
+            connector=aiohttp.UnixConnector(path=str(socket), limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
         )
 
@@ -136,6 +137,8 @@ class EngineClient:
         await self._post("/init_weight_transfer_engine", {"init_info": {"directory": str(directory)}})
 
     async def start_update(self) -> None:
+        """Begin an update; one that nobody finished is given up first, so that a retry always can begin."""
+        await self._post("/collective_rpc", {"method": "handoff_abandon"})
         await self._post("/start_weight_update")
 
     async def receive(self, version: int, timeout: float) -> None:

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One RLJob from manifest to export with real vLLM, Megatron-core and etcd, killed half-way and resumed."""
+
+import asyncio
+import json
+import signal
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from running import eventually, finish, manifest, metrics, processes_of, start
+from transformers import AutoModelForCausalLM
+
+from tandem_api.environment import Job
+from tandem_api.manifest import load
+from tandem_api.status import JobPhase, RLJobStatus
+from tandem_orchestrator.buffer import Buffer, Kind
+from tandem_orchestrator.corpus import Corpus
+
+ITERATIONS = 5
+KILLED_AFTER = 3
+START_SECONDS = 600.0
+RUN_SECONDS = 900.0
+SMALL = {
+    "spec.iterations": ITERATIONS,
+    "spec.rollout.promptsPerIteration": 8,
+    "spec.rollout.samplesPerPrompt": 4,
+    "spec.data.warmup.reasoningGym.size": 1920,
+    "spec.data.warmup.epochs": 1,
+    "spec.data.evaluation.reasoningGym.size": 32,
+    "spec.data.evaluation.everyIterations": 5,
+    "spec.checkpoint.everyIterations": 2,
+}
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A run that was killed with SIGKILL and then resumed to its end."""
+
+    file: Path
+    out: Path
+    batches_at_kill: dict[int, str]
+    left_running: list[int]
+    status: int
+
+
+def batches(out: Path) -> dict[int, str]:
+    with sqlite3.connect(out / "buffer.sqlite") as db:
+        return dict(db.execute("SELECT iteration, digest FROM batches").fetchall())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interrupted]:
+    directory = tmp_path_factory.mktemp("run")
+    file, out = manifest(directory / "job.yaml", SMALL), directory / "out"
+    process = start(file, out)
+    try:
+        eventually(
+            lambda: process.poll() is not None or len(metrics(out)) >= KILLED_AFTER,
+            START_SECONDS,
+            "the third iteration",
+        )
+        assert process.poll() is None, out.with_suffix(".log").read_text()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        at_kill = batches(out)
+        try:
+            eventually(lambda: not processes_of(out), 30.0, "the end of every process of the killed run")
+            left: list[int] = []
+        except TimeoutError:
+            left = processes_of(out)
+        process = start(file, out, "--resume")
+        status = finish(process, out, RUN_SECONDS)
+        yield Interrupted(file, out, at_kill, left, status)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_killed_run_leaves_no_process_behind(run: Interrupted) -> None:
+    assert run.left_running == []
+
+
+def test_a_resumed_run_succeeds(run: Interrupted) -> None:
+    assert run.status == 0
+    status = RLJobStatus.model_validate_json((run.out / "status.json").read_text())
+    assert (status.phase, status.iteration) == (JobPhase.SUCCEEDED, ITERATIONS)
+
+
+def test_a_resumed_run_goes_on_from_the_checkpoint(run: Interrupted) -> None:
+    starts = [
+        json.loads(line) for line in (run.out / "timeline.jsonl").read_text().splitlines() if '"phase":"Start"' in line
+    ]
+    resumed = [line["iteration"] for line in starts if line["index"] is None]
+    assert resumed == [0, KILLED_AFTER - 1]
+
+
+def test_batches_that_were_complete_are_trained_again_and_not_generated_again(run: Interrupted) -> None:
+    now = batches(run.out)
+    assert set(run.batches_at_kill) <= set(now)
+    assert {iteration: now[iteration] for iteration in run.batches_at_kill} == run.batches_at_kill
+
+
+def test_every_iteration_is_in_the_metrics_once(run: Interrupted) -> None:
+    lines = metrics(run.out)
+    assert sorted(line["iteration"] for line in lines) == list(range(ITERATIONS + 1))
+    for line in lines[:ITERATIONS]:
+        assert line["weightVersion"] == line["iteration"]
+        assert line["tokens"] > 0
+        assert set(line["phaseSeconds"]) >= {"rollout", "release", "train", "handoff"} or line["iteration"] in (2, 3)
+    assert lines[0]["evalAccuracy"] is not None
+    assert lines[-1]["evalAccuracy"] is not None
+
+
+def test_after_each_handoff_the_engine_computes_with_the_trainers_weights(run: Interrupted) -> None:
+    lines = [line for line in metrics(run.out) if line["loss"] is not None]
+    assert lines
+    assert max(line["probeDifference"] for line in lines) < 1e-4
+    assert max(line["logprobDiffMax"] for line in lines) < 1e-3
+
+
+def test_the_exported_model_loads_with_transformers_and_gives_the_engines_log_probs(run: Interrupted) -> None:
+    job = load(run.file)
+    corpus = Corpus.read(Job("default", job.metadata.name, "uid", job.spec), run.out)
+    with sqlite3.connect(run.out / "buffer.sqlite") as db:
+        rows = db.execute(
+            "SELECT t.id, g.prompt FROM trajectories t JOIN groups g ON g.id = t.group_id "
+            "WHERE g.kind = ? AND t.oldest = ? ORDER BY t.id LIMIT 8",
+            (Kind.EVALUATION, ITERATIONS),
+        ).fetchall()
+    assert rows, "the final weights were not evaluated"
+    model = AutoModelForCausalLM.from_pretrained(run.out / "checkpoints" / "hf", dtype=torch.float32)
+    buffer = Buffer(run.out / "buffer.sqlite")
+    generated = asyncio.run(buffer.generated([trajectory for trajectory, _ in rows]))
+    buffer.close()
+    for trajectory, prompt in rows:
+        response = generated[trajectory]
+        before = list(corpus.prompt(Kind.EVALUATION, prompt))
+        tokens = torch.tensor([before + response.tokens.tolist()])
+        with torch.no_grad():
+            logprobs = model(tokens).logits.log_softmax(-1)
+        positions = torch.arange(len(before), tokens.shape[1])
+        ours = logprobs[0, positions - 1, tokens[0, positions]]
+        engines = torch.tensor(response.logprobs.tolist())
+        assert (ours - engines).abs().max() < 1e-3
+
+
+def test_the_report_is_one_file_without_external_requests(run: Interrupted) -> None:
+    page = (run.out / "report.html").read_text()
+    assert "chain-sum" in page
+    assert 'src="http' not in page
+    assert 'href="http' not in page

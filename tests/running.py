@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs for tests: the demo's manifest made small, started by the real command line."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+TANDEM = Path(sys.executable).parent / "tandem"
+
+
+def eventually[T](condition: Callable[[], T | None], seconds: float, what: str) -> T:
+    """The first value of ``condition`` that is neither None nor False; fails after ``seconds``."""
+    end = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value is not None and value is not False:
+            return value
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what} did not happen within {seconds:.0f} s")
+        time.sleep(0.1)
+
+
+def manifest(path: Path, changes: Mapping[str, Any]) -> Path:
+    """Write the demo's manifest with values replaced by dotted path."""
+    content = yaml.safe_load((ROOT / "examples" / "chain-sum.yaml").read_text())
+    for dotted, value in changes.items():
+        *parents, last = dotted.split(".")
+        place = content
+        for name in parents:
+            place = place.setdefault(name, {})
+        place[last] = value
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def start(file: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+    """Start ``tandem run`` with its output in ``out``.log."""
+    log = out.with_suffix(".log").open("a")
+    return subprocess.Popen([TANDEM, "run", file, "--out", out, *options], stdout=log, stderr=log, text=True)
+
+
+def finish(process: subprocess.Popen[str], out: Path, seconds: float) -> int:
+    """The exit status, once the run is over; what it printed goes to the test's output."""
+    try:
+        return process.wait(seconds)
+    finally:
+        print(out.with_suffix(".log").read_text())
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl so far."""
+    path = out / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def processes_of(out: Path) -> list[int]:
+    """Processes whose command line or environment names the run's directory, other than this one."""
+    needle = str(out).encode()
+    found = []
+    for directory in Path("/proc").iterdir():
+        if not directory.name.isdigit() or int(directory.name) == os.getpid():
+            continue
+        try:
+            named = needle in (directory / "cmdline").read_bytes() or needle in (directory / "environ").read_bytes()
+        except OSError:  # it ended while we looked
+            continue
+        if named:
+            found.append(int(directory.name))
+    return found
