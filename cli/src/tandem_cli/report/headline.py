@@ -13,7 +13,7 @@ _FACTS = (
     ("Seed", "seed"),
     ("Prompts an iteration", "rollout.promptsPerIteration"),
     ("Samples a prompt", "rollout.samplesPerPrompt"),
-    ("Longest response", "rollout.maxTokens"),
+    ("Most tokens a response", "rollout.maxTokens"),
     ("Token budget", "rollout.tokenBudget"),
     ("Temperature", "rollout.temperature"),
     ("Objective", "algorithm"),

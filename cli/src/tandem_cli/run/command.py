@@ -12,6 +12,7 @@ from rich.console import Console
 from tandem_api import manifest
 from tandem_api.errors import RunFailed, UserError
 from tandem_api.rljob import RLJobObject
+from tandem_api.status import RLJobStatus
 from tandem_cli.report.data import RunData, load
 from tandem_cli.report.page import write_report
 from tandem_cli.run.directory import RunDirectory
@@ -78,10 +79,15 @@ def _tell(ending: Ending, file: Path, directory: RunDirectory, console: Console)
             return WRONG if ending.wrong_input else FAILED
         case _:
             again = shlex.join(["tandem", "run", str(file), "--out", str(directory.path), "--resume"])
-            saved = ending.status.checkpoint
-            where = f"Saved after iteration {saved.iteration}." if saved else "Nothing had to be saved yet."
-            _print(console, f"Stopped. {where} Go on with: {again}")
+            _print(console, f"Stopped. {_saved(ending.status)} Go on with: {again}")
             return INTERRUPTED
+
+
+def _saved(status: RLJobStatus) -> str:
+    if status.checkpoint is None:
+        return "Nothing had to be saved yet."
+    done = status.checkpoint.iteration
+    return f"Saved after iteration {done}." if done else "Saved after the warm-up."
 
 
 def _tell_success(data: RunData, directory: RunDirectory, console: Console) -> None:

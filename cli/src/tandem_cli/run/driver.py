@@ -36,6 +36,7 @@ log = structlog.get_logger()
 _REDRAW_SECONDS = 0.5
 _FINISH_SECONDS = 60.0
 _BOOKING_SECONDS = 5.0
+_ITERATION = (JobPhase.ROLLOUT, JobPhase.RELEASE, JobPhase.TRAIN, JobPhase.HANDOFF)
 _NOTHING_TO_SAVE = (PhaseName.START, PhaseName.RECOVER)
 
 
@@ -154,7 +155,7 @@ class Driver:
             to_train_seconds=status.last_switch.to_train_seconds,
             to_rollout_seconds=status.last_switch.to_rollout_seconds,
             seconds=now - self._began,
-            seconds_left=self._pace.left(status.iteration, iterations, now) if status.epoch else None,
+            seconds_left=self._pace.left(status.iteration, iterations, now) if status.phase in _ITERATION else None,
             restarts=status.restarts,
         )
 

@@ -50,11 +50,12 @@ function niceRange(values, { floor, ceiling, logarithmic }) {
   let [low, high] = range(values);
   if (logarithmic) return [10 ** Math.floor(Math.log10(low)), 10 ** Math.ceil(Math.log10(high) + 1e-9)];
   if (high - low < 1e-12) [low, high] = [low - (Math.abs(low) * 0.1 || 1), high + (Math.abs(high) * 0.1 || 1)];
+  low = Math.min(low, floor ?? low);
   const step = ticks(low, high, 4);
   const size = step.length > 1 ? step[1] - step[0] : high - low;
   low = Math.floor(low / size + 1e-9) * size;
   high = Math.ceil(high / size - 1e-9) * size;
-  return [floor === undefined ? low : Math.max(floor, Math.min(low, floor)), ceiling === undefined ? high : Math.min(ceiling, high)];
+  return [low, ceiling === undefined ? high : Math.min(ceiling, high)];
 }
 
 /** 0.001 -> 10⁻³, as SVG. */

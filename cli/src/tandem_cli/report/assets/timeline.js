@@ -7,6 +7,20 @@ const SHORTEST_SPAN = 0.05;
 const NARROWEST_BAR = 5;
 const COLUMN_WIDTH = 4;
 const WAITING = "grid";
+const LONGEST_GAP = 10;
+
+/** One phase in the row of a pod, or of the job where index is undefined. Times in seconds of the run. */
+function bar({ row, start, parts }, index) {
+  const part = parts.get(index);
+  const shift = start - row.start;
+  return {
+    phase: row.phase.toLowerCase(), title: row.phase, iteration: row.iteration,
+    start, end: start + row.seconds,
+    own: part ? [part.start + shift, part.start + part.seconds + shift] : null,
+    solid: index === undefined || parts.size === 0,
+    steps: (part?.steps ?? []).map((step) => ({ ...step, start: step.start + shift })),
+  };
+}
 
 /**
  * The phases of the job and of each pod over time, on a canvas.
@@ -16,8 +30,8 @@ const WAITING = "grid";
  */
 class Timeline {
   constructor(parent, name, rows) {
-    this.card = chartCard(parent, name, "Solid: a pod's own part of a phase. Pale: it waits for the others. From afar, columns show how the time is shared. Drag to move, Ctrl + wheel or pinch to zoom, + − 0 and arrow keys when focused.", true);
-    if (!rows.length) {
+    this.card = chartCard(parent, name, "Solid: a pod's own part of a phase. Pale: it waits for the others. From afar, columns show how the time is shared. Pauses are left out. Drag to move, Ctrl + wheel or pinch to zoom, + − 0 and arrow keys when focused.", true);
+    if (!rows.some((row) => !Number.isInteger(row.index))) {
       this.card.insertAdjacentHTML("beforeend", `<p class="empty">No phase has ended yet.</p>`);
       return;
     }
@@ -28,29 +42,36 @@ class Timeline {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.recolour());
   }
 
-  /** Sort the rows into lanes of bars {phase, start, end, own: [from, to] or null, steps, row}, by start. */
+  /**
+   * Sort the rows into lanes of bars {phase, start, end, own: [from, to] or null, steps}, by start.
+   *
+   * Times are of the run itself: pauses, in which it was stopped, are left out. Epochs begin anew after a pause, so a
+   * pod's part belongs to the phase of its epoch that is nearest in time.
+   */
   arrange(rows) {
-    const phases = rows.filter((row) => row.index === null || row.index === undefined);
-    const parts = rows.filter((row) => Number.isInteger(row.index));
-    this.origin = Math.min(...rows.map((row) => row.start));
-    const pods = [...new Set(parts.map((row) => row.index))].sort((a, b) => a - b);
-    const byEpoch = new Map(parts.map((row) => [`${row.epoch}/${row.index}`, row]));
-    const bar = (row, part, reported) => ({
-      phase: row.phase.toLowerCase(), title: row.phase, iteration: row.iteration,
-      start: row.start - this.origin, end: row.start + row.seconds - this.origin,
-      own: part ? [part.start - this.origin, part.start + part.seconds - this.origin] : null,
-      solid: !reported, steps: part?.steps ?? [],
-    });
-    const reported = new Set(parts.map((row) => row.epoch));
-    const inOrder = phases.sort((a, b) => a.start - b.start);
-    this.lanes = [{ name: "job", bars: inOrder.map((row) => bar(row, null, false)) }];
-    for (const index of pods) {
-      const bars = inOrder.map((row) => bar(row, byEpoch.get(`${row.epoch}/${index}`), reported.has(row.epoch)));
-      this.lanes.push({ name: `pod ${index}`, bars });
+    const phases = rows.filter((row) => !Number.isInteger(row.index)).sort((a, b) => a.start - b.start);
+    const ofEpoch = new Map();
+    let [clock, last] = [0, phases[0].start];
+    for (const row of phases) {
+      const gap = row.start - last;
+      clock += gap > LONGEST_GAP ? 0 : gap;
+      const entry = { row, start: clock, parts: new Map() };
+      ofEpoch.set(row.epoch, [...(ofEpoch.get(row.epoch) ?? []), entry]);
+      clock += row.seconds;
+      last = row.start + row.seconds;
     }
-    this.end = Math.max(...inOrder.map((row) => row.start + row.seconds - this.origin), SHORTEST_SPAN);
+    for (const part of rows.filter((row) => Number.isInteger(row.index))) {
+      const far = (entry) => Math.abs(entry.row.start - part.start);
+      const nearest = (ofEpoch.get(part.epoch) ?? []).reduce((best, entry) => (best && far(best) <= far(entry) ? best : entry), null);
+      nearest?.parts.set(part.index, part);
+    }
+    const entries = [...ofEpoch.values()].flat().sort((a, b) => a.start - b.start);
+    const pods = [...new Set(entries.flatMap((entry) => [...entry.parts.keys()]))].sort((a, b) => a - b);
+    const lane = (name, index) => ({ name, bars: entries.map((entry) => bar(entry, index)) });
+    this.lanes = [lane("job"), ...pods.map((index) => lane(`pod ${index}`, index))];
+    this.end = Math.max(...entries.map((entry) => entry.start + entry.row.seconds), SHORTEST_SPAN);
     this.view = [0, this.end];
-    this.present = [...new Set(inOrder.map((row) => row.phase))];
+    this.present = [...new Set(phases.map((row) => row.phase))];
   }
 
   build() {
@@ -270,8 +291,8 @@ class Timeline {
 
   drawSteps(context, bar, top) {
     for (const step of bar.steps) {
-      const from = this.place(step.start - this.origin);
-      const to = this.place(step.start + step.seconds - this.origin);
+      const from = this.place(step.start);
+      const to = this.place(step.start + step.seconds);
       if (to - from < 3) continue;
       context.fillStyle = this.colours.sheet;
       context.fillRect(from, top, 1, this.rowHeight);
