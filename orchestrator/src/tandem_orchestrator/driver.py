@@ -21,7 +21,6 @@ from tandem_api.messages.phases import (
     Progress,
 )
 from tandem_orchestrator.ledger import Ledger, timeline_lines
-from tandem_orchestrator.results import BatchSummary
 from tandem_orchestrator.run import ResumePoint, Run
 from tandem_phases.leadership import lead
 from tandem_phases.membership import acks, members
@@ -63,8 +62,6 @@ class Driver:
         self._incarnations: dict[int, str] = {}
         self._restarts = 0
         self._resume_point = ResumePoint(0, None)
-        self._batch: BatchSummary | None = None
-        self._accuracies: dict[int, float | None] = {}
         self._evaluated = False
 
     async def drive(self) -> PhaseRecord:
@@ -119,7 +116,7 @@ class Driver:
             iterations=self._spec.iterations,
             desired=self._desired(self._mirror.entries),
             warmup=self._spec.data.warmup is not None,
-            batch_ready=await self._run.batch(iteration) is not None,
+            batch_ready=self._run.batch_ready(iteration),
             evaluated=self._evaluated,
             failure=ended.failure if ended else None,
             restarts_left=self._restarts < self._spec.run_policy.max_restarts,
@@ -170,9 +167,9 @@ class Driver:
         """What must be there before the sidecars see the phase."""
         joined = members(self._mirror.entries, self._keys)
         self._incarnations = {index: joined[index].incarnation for index in record.members if index in joined}
+        if record.name in (PhaseName.START, PhaseName.RECOVER, PhaseName.ROLLOUT):
+            self._ledger.begin_iteration(record.started)
         if record.name is PhaseName.ROLLOUT:
-            self._ledger.begin_iteration(time.time())
-            self._batch = None
             await self._run.open_rollout(record.iteration, record.weight_version, record.members)
             self._run.serve(record.epoch)
 
@@ -264,11 +261,11 @@ class Driver:
             return
         match record.name:
             case PhaseName.ROLLOUT if record.iteration >= self._spec.iterations:
-                await self._close_rollout(record)
+                await self._close_rollout()
                 self._write_metrics(record.iteration, record.weight_version, now)
                 self._evaluated = self._run.rollout_complete
             case PhaseName.RELEASE:
-                await self._close_rollout(record)
+                await self._close_rollout()
             case PhaseName.HANDOFF if self._ledger.trained:
                 self._write_metrics(record.iteration - 1, record.weight_version - 1, now)
             case PhaseName.TRAIN:
@@ -276,14 +273,12 @@ class Driver:
             case PhaseName.WARMUP | PhaseName.SUSPENDED:
                 await self._durable(record.iteration, ended)
 
-    async def _close_rollout(self, record: PhaseRecord) -> None:
+    async def _close_rollout(self) -> None:
         """Write the batch, unless the user suspends an iteration that is not complete: it goes on when resumed."""
         suspending = self._desired(self._mirror.entries) is not DesiredState.RUNNING
         if suspending and not self._run.rollout_complete:
             return
-        self._batch = await self._run.close_rollout()
-        if (evaluation := self._run.evaluation()) is not None:
-            self._accuracies[record.iteration] = evaluation.accuracy
+        await self._run.close_rollout()
 
     async def _durable(self, iteration: int, ended: Ended) -> None:
         saved = next((ack.checkpoint for ack in ended.acks.values() if ack.checkpoint), None)
@@ -292,8 +287,8 @@ class Driver:
             log.info("checkpoint is durable", iteration=iteration, path=saved)
 
     def _write_metrics(self, iteration: int, weight_version: int, now: float) -> None:
-        accuracy = self._accuracies.get(iteration)
-        self._run.trained(iteration, self._ledger.line(weight_version, self._batch, accuracy, now))
+        batch, accuracy = self._run.batch_summary(iteration), self._run.accuracy(iteration)
+        self._run.trained(iteration, self._ledger.line(weight_version, batch, accuracy, now))
 
     # Reporting
 
@@ -313,13 +308,14 @@ class Driver:
             log.warning("progress was not written", error=str(error))
 
     async def _progress(self, record: PhaseRecord) -> Progress:
-        last = (self._run.metrics.lines or [{}])[-1]
+        lines = self._run.metrics.lines
+        last = lines[-1] if lines else {}
         done, wanted = self._run.rollout_done()
         return Progress(
             iteration=record.iteration,
             iterations=self._spec.iterations,
             reward=last.get("rewardMean"),
-            eval_accuracy=next((a for a in reversed(self._accuracies.values()) if a is not None), None),
+            eval_accuracy=next((a for line in reversed(lines) if (a := line["evalAccuracy"]) is not None), None),
             tokens_per_second=last.get("tokensPerSecond"),
             rollout_done=done,
             rollout_wanted=wanted,

@@ -16,7 +16,8 @@ class Ledger:
     """The books of one run in memory.
 
     ``total`` holds the seconds of each phase since the run began, ``iteration`` those of the iteration in progress,
-    ``steps`` the slowest member's seconds of each step of its switches.
+    ``steps`` the slowest member's seconds of each step of its switches, ``last_switch`` the phases Release (to the
+    trainer) and Handoff (to the engine) when they were last left.
     """
 
     total: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -24,7 +25,7 @@ class Ledger:
     steps: dict[str, float] = field(default_factory=dict)
     trained: Mapping[str, float] = field(default_factory=dict)
     began: float = 0.0
-    residual_bytes: int = 0
+    last_switch: Switch = field(default_factory=Switch)
     probe_difference: float | None = None
 
     def begin_iteration(self, now: float) -> None:
@@ -43,20 +44,14 @@ class Ledger:
                 for step in ack.steps:
                     self.steps[step.name] = max(self.steps.get(step.name, 0.0), step.seconds)
         if record.name is PhaseName.RELEASE:
-            self.residual_bytes = int(max((ack.measured.get("residualBytes", 0.0) for ack in acks.values()), default=0))
+            residual = max((ack.measured.get("residualBytes", 0.0) for ack in acks.values()), default=0.0)
+            change = {"to_train_seconds": now - record.started, "release_residual_bytes": int(residual)}
+            self.last_switch = self.last_switch.model_copy(update=change)
         if record.name is PhaseName.HANDOFF:
+            self.last_switch = self.last_switch.model_copy(update={"to_rollout_seconds": now - record.started})
             self.probe_difference = _mean_of(acks).get("probeDifference")
         if record.name is PhaseName.TRAIN:
             self.trained = _mean_of(acks)
-
-    @property
-    def last_switch(self) -> Switch:
-        """To the trainer: the Release phase. To the engine: the Handoff phase."""
-        return Switch(
-            to_train_seconds=self.iteration.get("release", 0.0),
-            to_rollout_seconds=self.iteration.get("handoff", 0.0),
-            release_residual_bytes=self.residual_bytes,
-        )
 
     def line(
         self, weight_version: int, batch: BatchSummary | None, accuracy: float | None, now: float

@@ -141,10 +141,6 @@ class Run:
         """The closed batch of ``iteration`` in numbers."""
         return self._summaries.get(iteration)
 
-    def evaluation(self) -> EvaluationResult | None:
-        """The evaluation of this rollout's weights, if one was due and is closed."""
-        return self._current.evaluation
-
     def accuracy(self, iteration: int) -> float | None:
         """Held-out accuracy of the weights after ``iteration`` iterations, where they were evaluated."""
         found = self._evaluations.get(iteration)
