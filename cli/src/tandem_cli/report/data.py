@@ -24,7 +24,7 @@ class Summary:
     """The headline numbers of a run; None where it did not get that far.
 
     ``utilisation``: share of the time in which the accelerators roll out or train; ``switch_share``: share in which
-    they change hands. ``tokens_per_second`` is the mean over iterations by time.
+    they change hands. ``tokens_per_second``: generated tokens over all that time.
     """
 
     iterations: int
@@ -52,7 +52,6 @@ class RunData:
         accuracies = [row["evalAccuracy"] for row in self.metrics if row.get("evalAccuracy") is not None]
         by_phase = phase_seconds(self.metrics, self.timeline)
         total = sum(by_phase.values())
-        took = sum(row.get("seconds") or 0.0 for row in self.metrics)
         tokens = sum(row.get("tokens") or 0 for row in self.metrics)
         return Summary(
             iterations=self.status.iteration or sum(row.get("rewardMean") is not None for row in self.metrics),
@@ -61,7 +60,7 @@ class RunData:
             seconds=total,
             utilisation=_share(by_phase, _WORK, total),
             switch_share=_share(by_phase, _SWITCHING, total),
-            tokens_per_second=tokens / took if took else None,
+            tokens_per_second=tokens / total if tokens and total else None,
         )
 
 
