@@ -55,10 +55,9 @@ def test_a_member_that_never_came_loses_its_share():
 
 
 def test_a_slow_member_gets_less():
-    leases = leases_of(*(Task(f"{n}") for n in range(22)), members=(0, 1))
-    for holder, speed in ((A, 1000.0), (B, 100.0)):
-        leases.meet(holder, 0.0)
-        leases.measured(holder.member, speed)
+    leases = Leases(10.0, {0: 0.0, 1: 0.0}, speeds={0: 1000.0, 1: 100.0})
+    for n in range(22):
+        leases.add(Task(f"{n}"))
     assert len(leases.grant(B, 256, 0.0)) == 2
     assert len(leases.grant(A, 256, 0.0)) == 20
 

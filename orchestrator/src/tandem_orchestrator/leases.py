@@ -3,7 +3,7 @@
 
 import heapq
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -41,7 +41,6 @@ class _Held:
 class _Member:
     seen: float
     incarnation: str
-    speed: float | None = None
 
 
 _Entry = tuple[tuple[bool, int, int], str]
@@ -64,6 +63,9 @@ class Leases:
     seconds: float
     members: dict[int, float]
     """When each member was expected from; one that has not asked for ``seconds`` no longer counts for the shares."""
+
+    speeds: Mapping[int, float] = field(default_factory=dict)
+    """Tokens a second of members, where known; shares follow them."""
 
     _waiting: dict[str, Task] = field(default_factory=dict)
     _held: dict[str, _Held] = field(default_factory=dict)
@@ -150,20 +152,14 @@ class Leases:
         if held is not None:
             self._by_member[held.holder.member].discard(trajectory)
 
-    def measured(self, member: int, speed: float) -> None:
-        """Tokens a second of a member, which its share of the work follows."""
-        if member in self._known:
-            self._known[member].speed = speed
-
     def _share(self, member: int, now: float) -> int:
         """The most that ``member`` may hold: its part, by speed, of all that is waiting or leased."""
         active = {name for name, expected in self.members.items() if expected + self.seconds > now}
         active |= {name for name, known in self._known.items() if known.seen + self.seconds > now}
-        speeds = [known.speed for name in active if (known := self._known.get(name)) and known.speed]
-        usual = sum(speeds) / len(speeds) if speeds else 1.0
-        known_speed = self._known[member].speed or usual
-        total = sum((self._known[name].speed if name in self._known else None) or usual for name in active)
-        return max(1, math.ceil((self.waiting + self.leased) * known_speed / total))
+        known = [self.speeds[name] for name in active if name in self.speeds]
+        usual = sum(known) / len(known) if known else 1.0
+        total = sum(self.speeds.get(name, usual) for name in active)
+        return max(1, math.ceil((self.waiting + self.leased) * self.speeds.get(member, usual) / total))
 
     def _return(self, trajectory: str) -> None:
         held = self._held.pop(trajectory)

@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import structlog
 
@@ -60,6 +60,7 @@ class Rollout:
         iteration: int,
         weight_version: int,
         members: Iterable[int],
+        speeds: Mapping[int, float],
     ) -> None:
         self._spec = spec
         self._buffer = buffer
@@ -69,7 +70,9 @@ class Rollout:
         self.evaluation: EvaluationResult | None = None
         self._rules = Rules(spec.rollout, iteration, weight_version)
         self._book = Book()
-        self._leases = Leases(LEASE_SECONDS, dict.fromkeys(members, time.monotonic()))
+        self._began = time.monotonic()
+        self._leases = Leases(LEASE_SECONDS, dict.fromkeys(members, self._began), speeds)
+        self._brought: dict[int, tuple[int, float]] = {}
         self._former: dict[str, int] = {}
         self._drawing: Drawing | None = None
         self._drawing_lock = asyncio.Lock()
@@ -230,6 +233,7 @@ class Rollout:
                 receipt[row.trajectory] = None if outcome.safe else outcome.value
                 if outcome is Outcome.STORED and row.state and self._book.grow(row, row.state, self.iteration):
                     self._former[row.trajectory] = batch.member
+                    self._brought[batch.member] = (self._brought.get(batch.member, (0, now))[0] + row.count, now)
             for name in receipt:
                 self._resume(name, holder)
             await self._move_on()
@@ -370,6 +374,14 @@ class Rollout:
             return wanted, wanted
         settled = sum(len(group.trajectories) - group.unsettled for group in self._book.of(Kind.TRAIN))
         return min(settled, wanted), wanted
+
+    def speeds(self) -> dict[int, float]:
+        """Tokens a second of each member that brought any, up to the last it brought."""
+        return {
+            member: tokens / (last - self._began)
+            for member, (tokens, last) in self._brought.items()
+            if tokens and last > self._began
+        }
 
     def counts(self) -> BufferCounts:
         """Trajectories that are in no batch."""

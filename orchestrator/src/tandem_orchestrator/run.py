@@ -64,6 +64,7 @@ class Run:
         self._epoch = 0
         self._served = asyncio.Event()
         self._expiring: asyncio.Task[None] | None = None
+        self._speeds: dict[int, float] = {}
         self._summaries: dict[int, BatchSummary] = {}
         self._evaluations: dict[int, EvaluationResult] = {}
         self.metrics = JsonLines(state_dir / "metrics.jsonl", key="iteration")
@@ -94,9 +95,11 @@ class Run:
         ``members`` are expected to take part, each with its share of the work. Nothing is leased to them before
         :meth:`serve`.
         """
+        if self._rollout is not None:
+            self._speeds |= self._rollout.speeds()
         await self._end_rollout()
-        opened = self._opened
-        rollout = Rollout(self._job.spec, opened.buffer, opened.corpus, iteration, weight_version, members)
+        opened, spec = self._opened, self._job.spec
+        rollout = Rollout(spec, opened.buffer, opened.corpus, iteration, weight_version, members, self._speeds)
         await rollout.open()
         self._rollout = rollout
         self._expiring = asyncio.create_task(self._expire(rollout), name="expire leases")

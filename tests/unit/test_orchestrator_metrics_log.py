@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""metrics.jsonl and timeline.jsonl survive a crash and count a repeated iteration once."""
+
+import json
+from pathlib import Path
+
+from tandem_orchestrator.metrics_log import JsonLines
+
+
+def lines_of(path: Path) -> list[dict[str, int]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_an_iteration_that_is_repeated_replaces_its_line(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    log = JsonLines(path, key="iteration")
+    for iteration, loss in ((0, 5), (1, 4), (2, 3)):
+        log.write({"iteration": iteration, "loss": loss})
+    again = JsonLines(path, key="iteration")
+    again.write({"iteration": 1, "loss": 9})
+    again.write({"iteration": 3, "loss": 2})
+    assert [(line["iteration"], line["loss"]) for line in lines_of(path)] == [(0, 5), (1, 9), (2, 3), (3, 2)]
+    assert again.lines == lines_of(path)
+
+
+def test_a_line_that_was_cut_off_is_taken_away(tmp_path: Path):
+    path = tmp_path / "timeline.jsonl"
+    JsonLines(path).write({"epoch": 1})
+    with path.open("a") as file:
+        file.write('{"epoch": 2, "ph')
+    JsonLines(path).write({"epoch": 3})
+    assert lines_of(path) == [{"epoch": 1}, {"epoch": 3}]
