@@ -180,7 +180,7 @@ def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 def status(out: Path) -> dict[str, object]:
-    return json.loads((out / "status.json").read_text()) if (out / "status.json").exists() else {}  # type: ignore[no-any-return]
+    return json.loads((out / "status.json").read_text()) if (out / "status.json").exists() else {}
 
 
 def processes_naming(directory: Path) -> list[int]:
