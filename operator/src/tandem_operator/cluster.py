@@ -44,6 +44,8 @@ _MERGE = "application/merge-patch+json"
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _DISCOVERY = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
 _POD_LEVEL_RESOURCES_SINCE = (1, 34)
+# Server-side apply answers 500 to a field that a built-in kind does not have.
+_UNKNOWN_FIELD = "failed to create typed patch object"
 
 
 class Refused(TandemError):
@@ -324,7 +326,9 @@ def _raise_for(code: int, answer: Any) -> None:
         return
     status = answer if isinstance(answer, dict) else {}
     message = str(status.get("message", f"HTTP {code}"))
-    if code in (429, 500, 502, 503, 504) or code == 401:
+    if _UNKNOWN_FIELD in message:
+        raise Refused(422, "Invalid", message)
+    if code in (401, 429, 500, 502, 503, 504):
         raise TryAgain(f"the API server answered {code}: {message}")
     if code == 410:
         raise Expired(message)

@@ -67,6 +67,8 @@ class Controller:
         self._jobs: dict[Key, RLJobObject] = {}
         self._refusals: dict[Key, str] = {}
         self._damaged: set[Key] = set()
+        self._inspected: set[str] = set()
+        self._guards: list[Informer] = []
 
     def seen(self, raw: Manifest) -> None:
         """An RLJob as it is now, or as it was before what is known already."""
@@ -91,6 +93,8 @@ class Controller:
         self._observations.forget(key)
         self._reporter.forget(key)
         self._queue.forget(key)
+        self._inspected.discard(meta["uid"])
+        self._objects.forget(meta["uid"])
         self._janitor.gone(JobKeys(*key, meta["uid"]))
 
     def state_changed(self, keys: JobKeys, what: str) -> None:
@@ -122,6 +126,7 @@ class Controller:
                 for informer in informers:
                     tasks.create_task(informer.run(), name="informer")
                 await self._wait_for(informers)
+                self._guards = [informer for informer in informers if informer.selection.kind in _GUARDED]
                 for key in self._jobs:
                     self._queue.add(key)
                 for number in range(workers):
@@ -137,6 +142,15 @@ class Controller:
                 await self._states.synced.wait()
         except TimeoutError:
             log.warning("etcd does not answer; starting without it")
+
+    def _inspect(self, key: Key, job: RLJobObject) -> None:
+        """What was deleted while nobody watched is made again: at the first look that this process takes at a job."""
+        if job.metadata.uid in self._inspected:
+            return
+        self._inspected.add(job.metadata.uid)
+        for kind, name in self._objects.guarded(job, _GUARDED):
+            if not any(guard.selection.kind == kind and guard.knows(key[0], name) for guard in self._guards):
+                self._damaged.add(key)
 
     def _watched(
         self, namespace: str | None
@@ -219,6 +233,7 @@ class Controller:
         workloads = self._observations.of(key).workloads
         try:
             if decision.active:
+                self._inspect(key, job)
                 await self._objects.ensure(
                     job, decision.suspension, workloads, decision.withdrawn, rebuild=key in self._damaged
                 )

@@ -36,6 +36,14 @@ class Informer:
         self._known: dict[str, Manifest] = {}
         self.synced = asyncio.Event()
 
+    @property
+    def selection(self) -> Selection:
+        return self._selection
+
+    def knows(self, namespace: str, name: str) -> bool:
+        """Whether there is an object of this name."""
+        return f"{namespace}/{name}" in self._known
+
     async def run(self) -> None:
         wait = 1.0
         while True:

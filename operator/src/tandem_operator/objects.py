@@ -5,6 +5,7 @@ import base64
 import hashlib
 import json
 import secrets as random
+import time
 
 from tandem_api.environment import Secrets
 from tandem_api.rljob import RLJobObject
@@ -17,6 +18,7 @@ from tandem_operator.plan import Platform, Suspension, accelerators, identity, p
 from tandem_operator.plan.identity import Manifest
 
 _TOKEN_BYTES = 32
+_UNSEEN_SECONDS = 30.0
 
 
 class Objects:
@@ -26,6 +28,8 @@ class Objects:
         self._cluster = cluster
         self._accounts = accounts
         self.platform = platform
+        self._unseen: dict[tuple[str, str], float] = {}
+        self._digests: dict[str, tuple[int, str]] = {}
 
     async def ensure(
         self,
@@ -47,8 +51,7 @@ class Objects:
         known = {work.name: work for work in workloads}
         digest = self._digest(job)
         hybrid = identity.hybrid_name(job.metadata.name)
-        last = identity.orchestrator_name(job.metadata.name) if withdrawn else hybrid
-        if rebuild or last not in known or known[last].plan != digest:
+        if rebuild or not self._stands(job, known, digest, withdrawn):
             await self._apply_all(job, suspension, known, digest, withdrawn)
         else:
             await self._suspend(job, suspension, known)
@@ -71,6 +74,29 @@ class Objects:
             work.component == component and not (work.suspended or work.complete or work.failed) for work in workloads
         )
 
+    def _stands(self, job: RLJobObject, known: dict[str, Workload], digest: str, withdrawn: bool) -> bool:
+        """Whether both Jobs are there as planned, or were made a moment ago and have not been seen yet."""
+        name = job.metadata.name
+        wanted = [identity.orchestrator_name(name)] + ([] if withdrawn else [identity.hybrid_name(name)])
+        for found in known:
+            self._unseen.pop((job.metadata.uid, found), None)
+        soon = time.monotonic() - _UNSEEN_SECONDS
+        return all(
+            known[one].plan == digest if one in known else self._unseen.get((job.metadata.uid, one), soon) > soon
+            for one in wanted
+        )
+
+    def forget(self, uid: str) -> None:
+        """The job is gone."""
+        self._digests.pop(uid, None)
+        for key in [key for key in self._unseen if key[0] == uid]:
+            del self._unseen[key]
+
+    def guarded(self, job: RLJobObject, kinds: tuple[Kind, ...]) -> set[tuple[Kind, str]]:
+        """Kind and name of the job's objects of these kinds."""
+        planned = plan(job, self.platform, Secrets(""))
+        return {(Kind.of(found), found["metadata"]["name"]) for found in planned if Kind.of(found) in kinds}
+
     def _check(self, job: RLJobObject) -> None:
         if accelerators.claims(job.spec.hybrid.accelerators) and self.platform.capabilities.resource_api is None:
             raise Refused(
@@ -82,9 +108,12 @@ class Objects:
 
     def _digest(self, job: RLJobObject) -> str:
         """Of everything but what is drawn at random or changes while the job runs."""
-        planned = plan(job, self.platform, Secrets(""))
-        text = json.dumps(planned, sort_keys=True).encode()
-        return hashlib.sha256(text).hexdigest()[:16]
+        generation, digest = self._digests.get(job.metadata.uid, (-1, ""))
+        if generation != job.metadata.generation:
+            planned = plan(job, self.platform, Secrets(""))
+            digest = hashlib.sha256(json.dumps(planned, sort_keys=True).encode()).hexdigest()[:16]
+            self._digests[job.metadata.uid] = job.metadata.generation, digest
+        return digest
 
     async def _apply_all(
         self,
@@ -107,6 +136,7 @@ class Objects:
                     if not (withdrawn and name == identity.hybrid_name(job.metadata.name)):
                         manifest["metadata"].setdefault("annotations", {})[PLAN_ANNOTATION] = digest
                         await self._cluster.apply(manifest)
+                        self._unseen[job.metadata.uid, name] = time.monotonic()
                 case _:
                     await self._cluster.apply(manifest)
 
