@@ -107,7 +107,16 @@ class Driver:
         await self._settle(seen.record, ended)
         if seen.record.name is PhaseName.SUCCEEDED:
             return None
+        if seen.record.name is PhaseName.SUSPENDED:
+            await self._rest()
         return next_phase(seen.record, await self._facts(seen.record, ended))
+
+    async def _rest(self) -> None:
+        """Everything is saved: say so, and wait until the user wants something else than a suspended job."""
+        self._resume_point = await self._run.resume_point()
+        await self._publish()
+        suspended = DesiredState.SUSPENDED
+        await self._mirror.until(lambda entries: True if self._desired(entries) is not suspended else None)
 
     async def _facts(self, record: PhaseRecord | None = None, ended: Ended | None = None) -> Facts:
         self._resume_point = point = await self._run.resume_point()
@@ -239,8 +248,6 @@ class Driver:
         if desired is DesiredState.STOPPED or (desired is DesiredState.SUSPENDED and record.name is PhaseName.ROLLOUT):
             return Ended(reported)
         if record.name is PhaseName.ROLLOUT or set(reported) < set(record.members):
-            return None
-        if record.name is PhaseName.SUSPENDED and desired is DesiredState.SUSPENDED:
             return None
         return Ended(reported, _disagreement(reported) if record.name is PhaseName.HANDOFF else None)
 

@@ -19,8 +19,9 @@ REPORTED_STEPS = 50
 
 
 def warm_up(policy: Policy, rows: Batch, settings: Warmup, most_tokens: int, seed: int) -> IterationResult:
-    """Train ``settings.epochs`` passes over ``rows``; the learning rate falls linearly to zero. Collective.
+    """Train ``settings.epochs`` passes over ``rows``. Collective.
 
+    The learning rate rises over the first fiftieth of the steps and then falls linearly to zero.
     ``measured`` holds the loss (nats a token) of the first and of the last steps.
     """
     started = perf_counter()
@@ -31,7 +32,7 @@ def warm_up(policy: Policy, rows: Batch, settings: Warmup, most_tokens: int, see
     losses: list[float] = []
     for _ in range(settings.epochs):
         for chosen in torch.randperm(len(rows), generator=generator).split(settings.batch_size):
-            rate = settings.learning_rate * (1 - len(losses) / steps)
+            rate = settings.learning_rate * _course(len(losses), steps)
             microbatches = share_of(rows, chosen, objective, policy, most_tokens)
             losses.append(descend(policy, objective, microbatches, rate)["loss"])
             if len(losses) % REPORTED_STEPS == 0:
@@ -41,3 +42,9 @@ def warm_up(policy: Policy, rows: Batch, settings: Warmup, most_tokens: int, see
     last = losses[-REPORTED_STEPS:]
     measured = {"firstLoss": losses[0], "loss": sum(last) / len(last), "updates": float(steps)}
     return IterationResult(measured, {"update": perf_counter() - started})
+
+
+def _course(step: int, steps: int) -> float:
+    """The share of the learning rate at ``step`` (from 0) of ``steps``."""
+    rise = max(1, steps // 50)
+    return min(1.0, (step + 1) / rise) * (1 - step / steps)
