@@ -31,7 +31,7 @@ async def feed(buffer, group):
                           versions=spans, finish=Finish.ABORT)
         await buffer.append([SegmentRow.of(segment, State.PARTIAL)], 0)
         length += len(tokens)
-        print(group, length, flush=True)
+        os.write(1, f"{group} {length}\\n".encode())  # One write: a line is there whole or not at all.
 
 async def main():
     buffer = Buffer(Path(sys.argv[1]))
