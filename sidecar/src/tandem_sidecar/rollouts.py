@@ -13,6 +13,7 @@ from tandem_sidecar.work_client import WorkClient
 log = structlog.get_logger()
 
 _LONG_POLL = 10.0
+_RENEWAL = 30.0
 _RETRY = 0.5
 _BATCH = 1024
 
@@ -74,16 +75,17 @@ class Rollouts:
 
     async def _pull(self) -> None:
         while True:
+            if len(self._generating) >= self._most:
+                running = self._generating.values()
+                await asyncio.wait(running, timeout=_RENEWAL, return_when=asyncio.FIRST_COMPLETED)
+            # With no room left this only renews the leases of what runs.
             capacity = self._most - len(self._generating)
-            if capacity <= 0:
-                await asyncio.wait(self._generating.values(), return_when=asyncio.FIRST_COMPLETED)
-                continue
             request = LeaseRequest(
                 member=self._index,
                 incarnation=self._incarnation,
                 epoch=self._epoch,
                 capacity=capacity,
-                wait=_LONG_POLL,
+                wait=_LONG_POLL if capacity else 0.0,
                 running=tuple(self._generating),
             )
             try:
