@@ -21,7 +21,7 @@ demo: setup  ## A whole RLJob on this machine: real vLLM, Megatron-core and etcd
 
 .PHONY: test
 test: setup  ## Unit and integration tests
-	@$(PY)/pytest tests/unit tests/integration
+	@$(PY)/pytest -n 2 --dist loadfile tests/unit tests/integration
 
 .PHONY: lint
 lint: setup  ## Format, lint, types, import rules, generated files
