@@ -42,26 +42,27 @@ class OperatorProcess:
     """One replica. Configured for one namespace, in which its Lease lies too."""
 
     def __init__(self, directory: Path, namespace: str, endpoints: tuple[str, ...], identity: str, **settings: Any):
-        self._port = free_port()
+        self._port = 0
         self._identity = identity
         self._log = directory / f"{identity}.log"
         self._config = directory / f"{identity}.json"
-        images = dict.fromkeys(("orchestrator", "engine", "trainer"), "tandem.invalid/none:1")
-        self._config.write_text(
-            json.dumps(
-                {
-                    "images": images,
-                    "etcd": {"endpoints": endpoints},
-                    "namespaces": [namespace],
-                    "leaderElection": {"namespace": namespace, "duration": 6, "renewDeadline": 4, "retryPeriod": 1},
-                    "port": self._port,
-                    **settings,
-                }
-            )
-        )
+        self._settings = {
+            "images": dict.fromkeys(("orchestrator", "engine", "trainer"), "tandem.invalid/none:1"),
+            "etcd": {"endpoints": endpoints},
+            "namespaces": [namespace],
+            "leaderElection": {"namespace": namespace, "duration": 6, "renewDeadline": 4, "retryPeriod": 1},
+            **settings,
+        }
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
     def start(self) -> None:
+        # A port of its own each time: while it was down, another process may have taken the last one.
+        self._port = free_port()
+        self._config.write_text(json.dumps(self._settings | {"port": self._port}))
         environment = os.environ | {
             "KUBECONFIG": KUBECONFIG,
             "TANDEM_OPERATOR_CONFIG": str(self._config),
@@ -74,7 +75,7 @@ class OperatorProcess:
 
     async def ready(self) -> bool:
         assert self._process is not None
-        assert self._process.poll() is None, self._log.read_text()
+        assert self._process.poll() is None, self.log
 
         def ask() -> bool:
             try:

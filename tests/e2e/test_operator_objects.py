@@ -75,6 +75,7 @@ async def operator(world: World, etcd: EtcdServer, tmp_path: Path) -> AsyncItera
     await eventually(process.ready)
     yield process
     await process.stop()
+    print(process.log)
 
 
 def small(name: str = "sums", labels: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
