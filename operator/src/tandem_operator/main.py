@@ -31,13 +31,18 @@ _RETRY_SECONDS = 2.0
 
 
 def login() -> kopf.ConnectionInfo:
-    """The pod's service account, or else the kubeconfig.
+    """The pod's service account, or else the kubeconfig, which the kubernetes package reads with all its plugins.
 
     Raises:
         UserError: there is neither.
     """
     settings = kopf.OperatorSettings()
-    found = kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
+    try:
+        found = kopf.login_with_service_account(settings=settings) or kopf.login_via_client(
+            settings=settings, logger=logging.getLogger(__name__)
+        )
+    except kopf.LoginError as error:
+        raise UserError(Problem("KUBECONFIG", f"leads to no cluster, and this is no pod: {error}")) from error
     if found is None:
         raise UserError(Problem("KUBECONFIG", "is not set, and this is no pod with a service account; set it"))
     return found
