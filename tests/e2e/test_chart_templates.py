@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the chart renders is accepted by a real API server, in every documented combination of values."""
+
+import os
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts" / "tandem"
+CLUSTER = ROOT / "build" / "cluster"
+ENVIRONMENT = os.environ | {
+    "PATH": f"{os.environ['PATH']}:{CLUSTER / 'bin'}",
+    "KUBECONFIG": os.environ.get("TANDEM_E2E_KUBECONFIG", str(CLUSTER / "kubeconfig")),
+}
+EXTERNAL = "etcd.bundled=false,etcd.endpoints={etcd.example:2379}"
+COMBINATIONS = {
+    "defaults": "",
+    "namespaced": "namespaces={NAMESPACE},aggregateRoles=false",
+    "three members of etcd": "etcd.replicas=3,etcd.storage.storageClassName=fast",
+    "etcd without passwords": "etcd.auth.enabled=false",
+    "external etcd": f"{EXTERNAL},etcd.auth.existingSecret=etcd-root",
+    "external etcd without passwords": f"{EXTERNAL},etcd.auth.enabled=false",
+    "one replica": "operator.replicas=1,networkPolicies.enabled=false",
+    "crd from elsewhere": "crds.install=false,fullnameOverride=rl",
+    "placed": "operator.nodeSelector.a=b,operator.tolerations[0].operator=Exists,operator.priorityClassName=high,"
+    "images.pullSecrets={registry},commonLabels.team=a,operator.env[0].name=A,operator.env[0].value=b",
+    "pinned": f"images.operator.digest=sha256:{'a' * 64},etcd.image.digest=sha256:{'b' * 64}",
+    "pod monitors": "features.podMonitors=Auto,features.gangScheduling=Never",
+}
+
+
+def run(*command: str, stdin: str = "") -> str:
+    done = subprocess.run(command, input=stdin, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def namespace() -> Iterator[str]:
+    """A namespace whose pods must pass the restricted profile."""
+    name = f"chart-{uuid.uuid4().hex[:8]}"
+    run("kubectl", "create", "namespace", name)
+    labels = [f"pod-security.kubernetes.io/{mode}=restricted" for mode in ("enforce", "warn")]
+    run("kubectl", "label", "namespace", name, *labels)
+    yield name
+    run("kubectl", "delete", "namespace", name, "--wait=false")
+
+
+def test_helm_lint_has_no_complaint() -> None:
+    assert "0 chart(s) failed" in run("helm", "lint", "--strict", str(CHART))
+
+
+@pytest.mark.parametrize("values", COMBINATIONS.values(), ids=COMBINATIONS)
+def test_a_documented_combination_is_accepted(namespace: str, values: str) -> None:
+    values = values.replace("NAMESPACE", namespace)
+    rendered = run("helm", "template", "t", str(CHART), "--namespace", namespace, "--set", values)
+    dry_run = ("kubectl", "apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict")
+    answer = run(*dry_run, "-f", "-", stdin=rendered)
+    assert "Warning" not in answer, "the restricted profile warns"
+
+
+def test_monitors_are_rendered_for_the_operator_and_the_bundled_etcd(namespace: str) -> None:
+    values = "monitoring.serviceMonitor.enabled=true,monitoring.serviceMonitor.labels.release=prometheus"
+    rendered = run("helm", "template", "t", str(CHART), "--namespace", namespace, "--set", values)
+    assert rendered.count("kind: ServiceMonitor") == 2
