@@ -88,5 +88,5 @@ if __name__ == "__main__":
     try:
         typer.run(main)
     except BuildError as error:
-        console.print(f"[red]error:[/red] {error}", markup=True)
+        console.print(f"error: {error}", style="red", markup=False)
         sys.exit(1)

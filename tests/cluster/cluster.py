@@ -85,5 +85,5 @@ if __name__ == "__main__":
     try:
         app()
     except ClusterError as error:
-        console.print(f"[red]error:[/red] {error}", markup=True)
+        console.print(f"error: {error}", style="red", markup=False)
         sys.exit(1)
