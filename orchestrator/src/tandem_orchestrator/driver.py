@@ -21,6 +21,7 @@ from tandem_api.messages.phases import (
     Progress,
 )
 from tandem_orchestrator.ledger import Ledger, timeline_lines
+from tandem_orchestrator.metrics import RunMetrics
 from tandem_orchestrator.run import ResumePoint, Run
 from tandem_phases.leadership import lead
 from tandem_phases.membership import acks, members
@@ -51,12 +52,13 @@ class Driver:
     and ends this process; the next orchestrator goes on from the phase it finds.
     """
 
-    def __init__(self, job: Job, run: Run, store: Store, identity: str) -> None:
+    def __init__(self, job: Job, run: Run, store: Store, identity: str, metrics: RunMetrics) -> None:
         self._job = job
         self._spec = job.spec
         self._run = run
         self._store = store
         self._identity = identity
+        self._metrics = metrics
         self._keys = JobKeys(job.namespace, job.name, job.uid)
         self._ledger = Ledger()
         self._incarnations: dict[int, str] = {}
@@ -85,6 +87,7 @@ class Driver:
         else:
             log.info("going on where another orchestrator stopped", phase=seen.record.name, epoch=seen.record.epoch)
             await self._prepare(seen.record)
+            self._metrics.entered(seen.record)
         while seen.record.name is not PhaseName.FAILED:
             try:
                 following = await self._step(seen)
@@ -156,6 +159,7 @@ class Driver:
         )
         await self._prepare(record)
         seen = await move(self._store, self._keys, self._leadership, previous, record)
+        self._metrics.entered(record)
         log.info("phase", name=record.name, iteration=record.iteration, epoch=record.epoch, reason=record.reason)
         return seen
 
@@ -261,8 +265,10 @@ class Driver:
         """Book what the phase brought: times, numbers, batches, checkpoints."""
         now = time.time()
         self._ledger.leave(record, now, ended.acks)
-        for line in timeline_lines(record, ended.acks, now):
+        lines = timeline_lines(record, ended.acks, now)
+        for line in lines:
             self._run.timeline.write(line)
+        self._metrics.left(record, ended.acks, lines, failed=ended.failure is not None)
         if ended.failure is not None:
             log.error("the phase failed", name=record.name, iteration=record.iteration, failure=ended.failure)
             return
@@ -295,7 +301,9 @@ class Driver:
 
     def _write_metrics(self, iteration: int, weight_version: int, now: float) -> None:
         batch, accuracy = self._run.batch_summary(iteration), self._run.accuracy(iteration)
-        self._run.trained(iteration, self._ledger.line(weight_version, batch, accuracy, now))
+        line = self._ledger.line(weight_version, batch, accuracy, now)
+        self._run.trained(iteration, line)
+        self._metrics.learned(line, batch)
 
     # Reporting
 
@@ -308,9 +316,10 @@ class Driver:
         seen = current(self._mirror.entries, self._keys)
         if seen is None:
             return
-        progress = (await self._progress(seen.record)).wire()
+        progress = await self._progress(seen.record)
+        self._metrics.progressed(progress, self._run.buffer_full)
         try:
-            await self._store.put(self._keys.progress, progress)
+            await self._store.put(self._keys.progress, progress.wire())
         except TryAgain as error:
             log.warning("progress was not written", error=str(error))
 

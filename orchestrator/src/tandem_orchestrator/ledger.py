@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tandem_api.messages.phases import Ack, PhaseName, PhaseRecord, Switch
+from tandem_api.utilisation import MEASURED
 from tandem_orchestrator.results import BatchSummary
 
 
@@ -88,6 +89,7 @@ def timeline_lines(record: PhaseRecord, acks: Mapping[int, Ack], now: float) -> 
             "start": ack.steps[0].start if ack.steps else record.started,
             "seconds": ack.seconds,
             "steps": [step.model_dump() for step in ack.steps],
+            "measured": {name: ack.measured[name] for name in MEASURED if name in ack.measured},
         }
         for ack in acks.values()
     ]

@@ -13,10 +13,12 @@ from aiohttp import web
 from tandem_api import environment as names
 from tandem_api.environment import Environment
 from tandem_api.errors import TandemError, UserError
+from tandem_api.exposition import registry, served
 from tandem_api.logs import configure
 from tandem_api.messages.phases import PhaseName, PhaseRecord
 from tandem_orchestrator.driver import Driver
 from tandem_orchestrator.http import application
+from tandem_orchestrator.metrics import RunMetrics
 from tandem_orchestrator.run import Run
 from tandem_phases.store import Store
 
@@ -32,6 +34,9 @@ async def orchestrator(env: Environment) -> PhaseRecord | None:
     async with AsyncExitStack() as stack:
         run = Run(job, env.path(names.STATE_DIR))
         await run.prepare()
+        collected = registry()
+        metrics = RunMetrics(job.spec, env.path(names.STATE_DIR), collected)
+        stack.enter_context(served(env.text(names.POD_IP), collected))
         stack.push_async_callback(run.stop)
         runner = web.AppRunner(application(run, secrets.token), access_log=None)
         await runner.setup()
@@ -41,7 +46,7 @@ async def orchestrator(env: Environment) -> PhaseRecord | None:
             Store(env.etcd_endpoints(), secrets.etcd_username, secrets.etcd_password)
         )
         identity = f"{env.text(names.POD_NAME)}/{uuid.uuid4().hex}"
-        return await until_terminated(Driver(job, run, store, identity))
+        return await until_terminated(Driver(job, run, store, identity, metrics))
 
 
 async def until_terminated(driver: Driver) -> PhaseRecord | None:

@@ -12,6 +12,7 @@ import structlog
 from tandem_api.environment import Job
 from tandem_api.errors import MemberFailed
 from tandem_sidecar.engine_client import MODEL_NAME, EngineClient
+from tandem_sidecar.metrics import MemberMetrics
 
 log = structlog.get_logger()
 
@@ -56,8 +57,9 @@ class Engine:
     process has ended, whoever ended it.
     """
 
-    def __init__(self, job: Job, model: Path, run_dir: Path) -> None:
+    def __init__(self, job: Job, model: Path, run_dir: Path, metrics: MemberMetrics) -> None:
         self._job = job
+        self._metrics = metrics
         self._model = model
         self.socket = run_dir / "engine.sock"
         self.client = EngineClient(self.socket)
@@ -86,6 +88,7 @@ class Engine:
         )
         self.gone.clear()
         self.restarts += 1
+        self._metrics.engine_started(again=self.restarts > 0)
         self._watching = asyncio.create_task(self._watch(self._process), name="watch over vLLM")
         log.info("vLLM is starting", process=self._process.pid)
         try:
@@ -101,6 +104,7 @@ class Engine:
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         status = await process.wait()
         self.gone.set()
+        self._metrics.engine_gone()
         log.info("vLLM has ended", process=process.pid, status=status)
 
     async def stop(self) -> None:

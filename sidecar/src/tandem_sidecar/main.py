@@ -14,6 +14,7 @@ from aiohttp import web
 from tandem_api import environment as names
 from tandem_api.environment import Environment
 from tandem_api.errors import TandemError
+from tandem_api.exposition import registry, served
 from tandem_api.keys import JobKeys
 from tandem_api.logs import configure
 from tandem_api.messages.phases import Member
@@ -21,6 +22,7 @@ from tandem_api.model_source import model_directory
 from tandem_phases.store import Store
 from tandem_sidecar.engine import Engine
 from tandem_sidecar.memory import DeviceMemory
+from tandem_sidecar.metrics import MemberMetrics
 from tandem_sidecar.rollouts import Rollouts
 from tandem_sidecar.switch import Switch
 from tandem_sidecar.trainer_client import TrainerClient
@@ -59,17 +61,22 @@ async def sidecar(env: Environment) -> None:
     async with AsyncExitStack() as stack:
         runner = await serve_health(member.address)
         stack.push_async_callback(runner.cleanup)
+        collected = registry()
+        metrics = MemberMetrics(collected)
+        stack.enter_context(served(member.address, collected))
         store = await stack.enter_async_context(
             Store(env.etcd_endpoints(), secrets.etcd_username, secrets.etcd_password)
         )
         work = await stack.enter_async_context(WorkClient(env.text(names.ORCHESTRATOR_URL), secrets.token))
-        engine = Engine(job, Path(model), run_dir)
+        engine = Engine(job, Path(model), run_dir, metrics)
         stack.push_async_callback(engine.close)
-        rollouts = Rollouts(member.index, member.incarnation, engine.client, work, job.spec.engine.max_concurrent)
+        rollouts = Rollouts(
+            member.index, member.incarnation, engine.client, work, job.spec.engine.max_concurrent, metrics
+        )
         memory = DeviceMemory() if job.spec.hybrid.accelerators else None
         trainer = TrainerClient(run_dir, job.spec.ranks_per_pod)
         switch = Switch(job, run_dir, Path(model), engine, trainer, rollouts, memory)
-        worker = Worker(store, JobKeys(job.namespace, job.name, job.uid), member, switch)
+        worker = Worker(store, JobKeys(job.namespace, job.name, job.uid), member, switch, metrics)
         await until_terminated(worker)
         await switch.drain_if_alive()
 

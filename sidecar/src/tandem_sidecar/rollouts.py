@@ -7,7 +7,9 @@ import structlog
 
 from tandem_api.errors import Fenced, MemberFailed, TryAgain
 from tandem_api.messages.work import Finish, Lease, LeaseRequest, Segment, SegmentBatch
+from tandem_sidecar.busy import BusyTime
 from tandem_sidecar.engine_client import EngineClient, Generation
+from tandem_sidecar.metrics import MemberMetrics
 from tandem_sidecar.work_client import WorkClient
 
 log = structlog.get_logger()
@@ -26,12 +28,22 @@ class Rollouts:
     once the first two are empty.
     """
 
-    def __init__(self, index: int, incarnation: str, engine: EngineClient, work: WorkClient, most: int) -> None:
+    def __init__(
+        self,
+        index: int,
+        incarnation: str,
+        engine: EngineClient,
+        work: WorkClient,
+        most: int,
+        metrics: MemberMetrics,
+    ) -> None:
         self._index = index
         self._incarnation = incarnation
         self._engine = engine
         self._work = work
         self._most = most
+        self._metrics = metrics
+        self._busy = BusyTime()
         self._epoch = 0
         self._generating: dict[str, asyncio.Task[None]] = {}
         self._unsent: dict[str, Segment] = {}
@@ -45,12 +57,18 @@ class Rollouts:
         Cancelling this stops nothing: :meth:`drain` does, keeping what was generated.
         """
         self._epoch = epoch
+        self._busy = BusyTime()
         self._failed = asyncio.get_running_loop().create_future()
         self._tasks = [
             asyncio.create_task(self._pull(), name="pull leases"),
             asyncio.create_task(self._bring_back(), name="bring back segments"),
         ]
         return await self._failed
+
+    @property
+    def busy_seconds(self) -> float | None:
+        """How long the engine had something to generate in the last rollout; None before the first."""
+        return self._busy.seconds if self._epoch else None
 
     async def drain(self) -> int:
         """Stop pulling, abort what runs keeping its tokens, and bring everything back.
@@ -103,7 +121,10 @@ class Rollouts:
     async def _generate(self, lease: Lease) -> None:
         try:
             name = f"{lease.trajectory}.{lease.offset}.{self._epoch}"
-            made = await self._engine.generate(name, lease.tokens, lease.max_new_tokens, lease.sampling)
+            with self._busy.block():
+                self._metrics.generates(len(self._generating))
+                made = await self._engine.generate(name, lease.tokens, lease.max_new_tokens, lease.sampling)
+            self._metrics.generated(made)
         except (TryAgain, MemberFailed) as error:
             log.warning("the engine failed a request", error=str(error))
             if self._failed is not None and not self._failed.done():
@@ -111,6 +132,7 @@ class Rollouts:
             return
         finally:
             del self._generating[lease.trajectory]
+            self._metrics.generates(len(self._generating))
         if made.tokens or made.finish is not Finish.ABORT:
             self._unsent[lease.trajectory] = _segment(lease, made)
             self._something.set()

@@ -11,6 +11,7 @@ from tandem_api.errors import MemberFailed, TryAgain
 from tandem_api.messages.phases import PhaseRecord
 from tandem_api.messages.trainer import Checkpoint, Export, FinishRun, Load, TrainerReply, TrainStep, Warmup
 from tandem_api.spec.hybrid import Release
+from tandem_api.utilisation import ROLLOUT_SECONDS
 from tandem_sidecar.engine import Engine
 from tandem_sidecar.memory import DeviceMemory
 from tandem_sidecar.probe import compare, probe_tokens
@@ -51,6 +52,7 @@ class Switch:
         """Bring the engine up with the device to itself, release it, then let the trainer load."""
         with part.step("drain"):
             await self.drain_if_alive()
+        self._tell_rollout(part)
         await self._ensure_engine(part)
         await self.release(record, part)
         with part.step("load"):
@@ -64,6 +66,12 @@ class Switch:
             await self._rollouts.drain()
         except (TryAgain, MemberFailed) as error:
             log.warning("the engine's unfinished work is lost with it", error=str(error))
+
+    def _tell_rollout(self, part: Part) -> None:
+        """How long the engine was busy is known once it is drained: it goes with the ack of the phase after."""
+        busy = self._rollouts.busy_seconds
+        if busy is not None:
+            part.measured[ROLLOUT_SECONDS] = busy
 
     async def _ensure_engine(self, part: Part) -> None:
         """An engine whose core answers, started afresh if there is none."""
@@ -86,6 +94,7 @@ class Switch:
         """Abort what runs keeping its tokens, free the engine's memory, and measure what is left."""
         with part.step("drain"):
             part.measured["cutShort"] = float(await self._rollouts.drain())
+        self._tell_rollout(part)
         part.measured["residualBytes"] = 0.0
         policy = self._job.spec.engine.release
         if self._memory is None or policy is Release.KEEP:
@@ -168,6 +177,7 @@ class Switch:
     async def suspended(self, record: PhaseRecord, part: Part) -> None:
         with part.step("drain"):
             await self.drain_if_alive()
+        self._tell_rollout(part)
         with part.step("checkpoint"):
             command = Checkpoint(epoch=record.epoch, iteration=record.iteration)
             reply = await self._trainer.ask(command, self._deadlines.train)
@@ -176,6 +186,7 @@ class Switch:
     async def succeeded(self, record: PhaseRecord, part: Part) -> None:
         with part.step("drain"):
             await self.drain_if_alive()
+        self._tell_rollout(part)
         command = FinishRun(epoch=record.epoch, export=self._job.spec.checkpoint.export)
         with part.step("export"):
             reply = await self._trainer.ask(command, self._deadlines.train)

@@ -13,6 +13,7 @@ from tandem_phases.membership import Membership, join
 from tandem_phases.mirror import Mirror
 from tandem_phases.phase import SeenPhase, current
 from tandem_phases.store import Entry, Store
+from tandem_sidecar.metrics import MemberMetrics
 from tandem_sidecar.steps import Part
 from tandem_sidecar.switch import Switch
 
@@ -28,10 +29,11 @@ class Worker:
     was begun for. When the phase moves on under its hands, the work is cancelled.
     """
 
-    def __init__(self, store: Store, keys: JobKeys, member: Member, switch: Switch) -> None:
+    def __init__(self, store: Store, keys: JobKeys, member: Member, switch: Switch, metrics: MemberMetrics) -> None:
         self._store = store
         self._keys = keys
         self._member = member
+        self._metrics = metrics
         self._parts = {
             PhaseName.START: switch.start,
             PhaseName.RECOVER: switch.start,
@@ -75,6 +77,7 @@ class Worker:
         log.info("phase", name=record.name, iteration=record.iteration, epoch=record.epoch)
         if record.name not in self._parts or self._member.index not in record.members:
             return
+        self._metrics.works_on(record.name)
         working = asyncio.create_task(self._work(seen))
         moved = asyncio.create_task(self._after(mirror, record.epoch))
         try:
@@ -84,6 +87,7 @@ class Worker:
             elif record.name is not PhaseName.ROLLOUT:
                 log.warning("the phase moved on; our part of it is given up", name=record.name)
         finally:
+            self._metrics.waits()
             for task in (working, moved):
                 task.cancel()
             await asyncio.wait([working, moved])
