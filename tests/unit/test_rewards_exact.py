@@ -67,11 +67,6 @@ def test_a_record_that_lacks_what_its_reward_needs_is_refused_before_the_start()
         Scoring((Reward(name="exact", exact=ExactReward()),)).check([record(answer=None)])
 
 
-def test_code_rewards_are_refused_for_now():
-    with pytest.raises(UserError, match=r"spec\.rewards\[0\]\.code: code rewards need the sandbox"):
-        Scoring((Reward.model_validate({"name": "code", "code": {}}),))
-
-
 def test_a_callable_whose_module_is_nowhere_is_refused_before_the_start():
     with pytest.raises(UserError, match=r"spec\.rewards\[0\]\.python\.callable: module nowhere\.at_all"):
         Scoring((Reward.model_validate({"name": "mine", "python": {"callable": "nowhere.at_all:score"}}),))

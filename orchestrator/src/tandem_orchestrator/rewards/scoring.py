@@ -8,6 +8,7 @@ from tandem_api.errors import Problem, UserError
 from tandem_api.records import Record
 from tandem_api.spec.rewards import Reward
 from tandem_orchestrator.rewards import user_callable
+from tandem_orchestrator.rewards.code import CodeScorer
 from tandem_orchestrator.rewards.exact import ExactScorer
 from tandem_orchestrator.rewards.judge import JudgeScorer
 from tandem_orchestrator.rewards.mathematical import MathScorer
@@ -85,13 +86,17 @@ def _scorer(reward: Reward, where: str, processes: int) -> Scorer:
         return PythonScorer(reward.python, processes)
     if reward.judge is not None:
         return JudgeScorer(reward.judge)
-    raise UserError(Problem(f"{where}.code", "code rewards need the sandbox, which this version does not have"))
+    if reward.code is not None:
+        return CodeScorer(reward.code, f"{where}.code")
+    raise AssertionError("the contract has exactly one kind set")
 
 
 def _missing(reward: Reward, record: Record) -> str | None:
     """What ``reward`` needs of a record and this one does not have."""
     if (reward.math is not None or reward.exact is not None) and record.answer is None:
         return "an answer"
+    if reward.code is not None and not record.tests:
+        return "tests"
     if reward.reasoning_gym is not None and SOURCE not in (record.meta or {}):
         return f"meta.{SOURCE}, which problems made by reasoning-gym carry"
     return None

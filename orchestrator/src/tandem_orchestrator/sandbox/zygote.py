@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that all runs are forked from; ``python -m tandem_orchestrator.sandbox.zygote DIRECTORY WEAKENED``.
+
+It is started with an empty environment, imports what most programs import, moves out of sight of the machine where
+that is allowed, says on standard output what it is like, and forks a warden for each connection. It ends when its
+standard input does. DIRECTORY is empty and in memory; WEAKENED names means to do without, for tests: ``namespaces``,
+``landlock``, ``ask``, with commas between.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import NoReturn
+
+from tandem_orchestrator.sandbox import kernel, landlock, namespaces, seccomp, wire
+from tandem_orchestrator.sandbox.confinement import House, Isolation, address_space, visible
+from tandem_orchestrator.sandbox.runs import Limits
+from tandem_orchestrator.sandbox.warden import ConfinementFailed, Warden
+
+_BACKLOG = 256
+_NICE = 5
+_LIKELY_VICTIM = "500"
+"""Among the pod's processes, the one to kill when memory runs out (proc(5), oom_score_adj)."""
+_OFTEN_IMPORTED = (
+    "array bisect collections copy dataclasses datetime decimal enum fractions functools heapq io itertools "
+    "json math operator random re statistics string struct threading time typing"
+)
+SOCKET = "socket"
+WORK = "work"
+
+
+def main(directory: str, weakened: str) -> None:
+    """Serve until standard input ends."""
+    os.environ.clear()
+    for name in _OFTEN_IMPORTED.split():
+        __import__(name)
+    base, without = Path(directory), set(weakened.split(","))
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(base / SOCKET))
+    listening.listen(_BACKLOG)
+    os.nice(_NICE)
+    Path("/proc/self/oom_score_adj").write_text(_LIKELY_VICTIM)
+    proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+    (base / WORK).mkdir(mode=0o700)
+    house, reason = _settle(base, without)
+    _silence_standard(
+        described={**asdict(house), "landlock": landlock.abi() if house.landlock else 0, "reason": reason}
+    )
+    gc.collect()
+    gc.freeze()
+    _serve(listening, house, base / WORK, proc)
+
+
+def _settle(base: Path, without: set[str]) -> tuple[House, str | None]:
+    """Move into namespaces if that works here; why it does not otherwise."""
+    root = base / "root"
+    root.mkdir()
+    reason = "not tried" if "namespaces" in without else namespaces.refusal(lambda: _try_namespaces(root))
+    asks = "ask" not in without and namespaces.refusal(_try_asking) is None
+    interpreter = address_space()
+    if reason is None:
+        namespaces.enter(root, visible())
+    isolation = Isolation.LANDLOCK if reason else Isolation.NAMESPACES
+    return House(isolation, asks, "landlock" not in without and landlock.abi() > 0, interpreter), reason
+
+
+def _try_namespaces(root: Path) -> None:
+    namespaces.enter(root, visible())
+    namespaces.enter_own()
+    namespaces.mount_work(2**20, 16)
+
+
+def _try_asking() -> None:
+    kernel.drop_capabilities()
+    seccomp.install(os.getpid(), ask=True)
+
+
+def _silence_standard(described: dict[str, object]) -> None:
+    """Say what this zygote is like, then leave nothing on the standard descriptors but the end of input."""
+    print(json.dumps(described), flush=True)
+    nothing = os.open("/dev/null", os.O_RDWR)
+    os.dup2(nothing, 1)
+    os.close(nothing)
+
+
+def _serve(listening: socket.socket, house: House, work: Path, proc: int) -> None:
+    def reap(*_: object) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while (pid := os.waitpid(-1, os.WNOHANG)[0]) > 0:
+                if house.isolation is Isolation.LANDLOCK:
+                    # Only a warden that was killed leaves it.
+                    shutil.rmtree(work / str(pid), ignore_errors=True)
+
+    signal.signal(signal.SIGCHLD, reap)
+    poll = select.poll()
+    poll.register(listening, select.POLLIN)
+    poll.register(0, select.POLLIN)
+    while True:
+        ready = {descriptor for descriptor, _ in poll.poll()}
+        if 0 in ready:
+            return
+        connection, _ = listening.accept()
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listening.close()
+            _answer(connection, house, work / str(os.getpid()), proc)
+        connection.close()
+
+
+def _answer(connection: socket.socket, house: House, work: Path, proc: int) -> NoReturn:
+    try:
+        limits, source, given = wire.receive(connection)
+        outcome = Warden(house, Limits(**limits), work, proc, connection).run(source, given)
+        connection.sendall(wire.packed(outcome.header(), outcome.output))
+    except (ConfinementFailed, OSError) as error:
+        with contextlib.suppress(OSError):
+            connection.sendall(wire.packed({"failed": f"{type(error).__name__}: {error}"}))
+    except EOFError:
+        pass
+    finally:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
