@@ -23,6 +23,30 @@ demo: setup  ## A whole RLJob on this machine: real vLLM, Megatron-core and etcd
 test: setup  ## Unit and integration tests
 	@$(PY)/pytest -n 2 --dist loadfile tests/unit tests/integration
 
+.PHONY: e2e
+e2e: setup  ## End-to-end tests on a real Kubernetes: the one of tests/cluster, or the one TANDEM_E2E_KUBECONFIG names
+	@hack/e2e
+
+.PHONY: model
+model:  ## Check the model of the phase protocol, and that the checker finds each missing fence
+	@tests/model/check
+
+.PHONY: cluster-up
+cluster-up: setup  ## Start the single-node Kubernetes of tests/cluster
+	@$(PY)/python tests/cluster/cluster.py up
+
+.PHONY: cluster-down
+cluster-down: setup  ## End it, with everything that it started
+	@$(PY)/python tests/cluster/cluster.py down
+
+.PHONY: cluster-demo
+cluster-demo: setup cluster-up  ## The demo on that cluster: images, helm install, kubectl apply
+	@hack/cluster-demo
+
+.PHONY: images
+images: setup  ## Build the container images, with docker or buildah
+	@$(PY)/python images/build.py
+
 .PHONY: lint
 lint: setup  ## Format, lint, types, import rules, generated files
 	@$(PY)/ruff format --check .
@@ -38,6 +62,13 @@ generate: setup  ## Write the generated files anew: CRD and reference
 	@$(PY)/python -m tandem_api.schema
 	@cp crds/rljobs.yaml charts/tandem/files/rljobs.yaml
 	@$(PY)/python -m tandem_api.reference
+
+.PHONY: bench
+bench: bench-iteration bench-buffer bench-learning  ## All benchmarks
+
+.PHONY: bench-buffer
+bench-buffer: setup  ## The replay buffer: durable appends, leases, opening
+	@$(PY)/python bench/buffer.py
 
 .PHONY: bench-learning
 bench-learning: setup  ## The demo's accuracy before and after reinforcement learning, for three seeds

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The front door: helm install, kubectl apply, Complete, helm uninstall; real images, real pods."""
+
+import json
+import os
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RELEASE, SYSTEM = "tandem", "tandem-system"
+JOB = "chain-sum"
+MINUTES = 45
+
+
+def call(*command: str, **options: Any) -> str:
+    environment = {**os.environ, "KUBECONFIG": os.environ["TANDEM_E2E_KUBECONFIG"]}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def kubectl(*arguments: str, **options: Any) -> str:
+    return call("kubectl", *arguments, **options)
+
+
+def objects(kind: str, namespace: str, *options: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(kubectl("get", kind, "-n", namespace, "-o", "json", *options))["items"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[None]:
+    """The chart with its bundled etcd."""
+    image = ("--set", "etcd.image.registry=localhost", "--set", "etcd.image.tag=test")
+    call(
+        *("helm", "install", RELEASE, str(ROOT / "charts" / "tandem"), "-n", SYSTEM, "--create-namespace"),
+        *("--take-ownership", "--wait", "--timeout", "5m", *image),
+    )
+    yield
+    call("helm", "uninstall", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "5m", "--ignore-not-found")
+
+
+@pytest.fixture(scope="module")
+def namespace(installed: None) -> Iterator[str]:
+    """The job's namespace, under the restricted profile; its pods' logs are printed when it goes."""
+    name = f"e2e-{uuid.uuid4().hex[:6]}"
+    kubectl("create", "namespace", name)
+    kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    kubectl("apply", "-n", name, "-f", str(ROOT / "examples" / "chain-sum.yaml"))
+    yield name
+    print(kubectl("get", "pods,rljobs,events", "-n", name, "-o", "wide"))
+    kubectl("delete", "namespace", name, "--wait=true", "--timeout=5m")
+
+
+@pytest.fixture(scope="module")
+def complete(namespace: str) -> dict[str, Any]:
+    kubectl("wait", "-n", namespace, f"rljob/{JOB}", "--for=condition=Complete", f"--timeout={MINUTES}m")
+    found: dict[str, Any] = json.loads(kubectl("get", "rljob", JOB, "-n", namespace, "-o", "json"))
+    return found
+
+
+pytestmark = pytest.mark.timeout((MINUTES + 15) * 60)
+
+
+def test_an_applied_job_runs_to_complete_under_the_restricted_profile(complete: dict[str, Any]) -> None:
+    status = complete["status"]
+    assert status["phase"] == "Succeeded"
+    assert status["iteration"] == status["weightVersion"] == complete["spec"]["iterations"]
+
+
+def test_the_accuracy_in_status_is_above_the_warm_ups(complete: dict[str, Any]) -> None:
+    assert complete["status"]["accuracy"] > 0.75
+
+
+def test_weights_went_through_memory_that_two_containers_share(complete: dict[str, Any], namespace: str) -> None:
+    (pod,) = objects("pods", namespace, "-l", "app.kubernetes.io/component=hybrid")
+    (engine,), (trainer,) = pod["spec"]["initContainers"], pod["spec"]["containers"]
+    shared = {
+        volume["name"] for volume in pod["spec"]["volumes"] if volume.get("emptyDir", {}).get("medium") == "Memory"
+    }
+    both = {mount["name"] for mount in engine["volumeMounts"]} & {mount["name"] for mount in trainer["volumeMounts"]}
+    assert shared & both
+    assert not pod["spec"].get("shareProcessNamespace")
+    assert complete["status"]["lastSwitch"]["toRolloutSeconds"] > 0
+
+
+def test_a_job_leaves_nothing_when_it_is_deleted(complete: dict[str, Any], namespace: str) -> None:
+    kubectl("delete", "rljob", JOB, "-n", namespace, "--cascade=foreground", "--timeout=5m")
+    for kind in ("jobs", "pods", "services", "pvc", "secrets", "networkpolicies", "poddisruptionbudgets"):
+        assert objects(kind, namespace, "-l", f"tandem-rl.dev/job={JOB}") == []
+
+
+def test_uninstalling_leaves_the_crd_and_etcds_volume_and_secret(complete: dict[str, Any]) -> None:
+    call("helm", "uninstall", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "5m")
+    assert kubectl("get", "crd", "rljobs.tandem-rl.dev", "-o", "name").strip()
+    left = {
+        f"{found['kind']}/{found['metadata']['name']}"
+        for kind in ("deployments", "statefulsets", "services", "networkpolicies", "roles", "rolebindings", "pvc")
+        for found in objects(kind, SYSTEM)
+    }
+    assert all(name.startswith("PersistentVolumeClaim/") for name in left), left
