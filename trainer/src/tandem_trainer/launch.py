@@ -8,8 +8,8 @@ from tandem_api import environment as names
 from tandem_api.environment import Environment
 
 
-def torchrun_arguments(env: Environment) -> list[str]:
-    """torchrun's command line for this pod.
+def torchrun_arguments(env: Environment, extra: list[str]) -> list[str]:
+    """torchrun's command line for this pod; ``extra`` options of torchrun come last and win.
 
     The elastic agent restarts dead ranks in place (c10d rendezvous hosted by pod 0), so a failure of a rank costs no
     container restart.
@@ -30,13 +30,13 @@ def torchrun_arguments(env: Environment) -> list[str]:
         *("--nnodes", str(pods), "--nproc-per-node", str(job.spec.ranks_per_pod)),
         *("--max-restarts", str(job.spec.run_policy.max_restarts)),
         *rendezvous,
+        *extra,
         *("-m", "tandem_trainer"),
-        *job.spec.trainer.extra_args,
     ]
 
 
 def main() -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", *torchrun_arguments(Environment())]
+    command = [sys.executable, "-m", "torch.distributed.run", *torchrun_arguments(Environment(), sys.argv[1:])]
     os.execv(command[0], command)
 
 
