@@ -56,12 +56,27 @@ lint: setup  ## Format, lint, types, import rules, generated files
 	@$(PY)/python -m tandem_api.schema --check
 	@diff crds/rljobs.yaml charts/tandem/files/rljobs.yaml
 	@$(PY)/python -m tandem_api.reference --check
+	@$(PY)/python -m tandem_api.metrics_page --check
+	@$(PY)/python -m dashboards.generate --check
+
+.PHONY: dashboards-check
+dashboards-check: setup  ## Panels and alerts against the declared metrics, and the alerts' tests; needs no Grafana
+	@$(PY)/python -m dashboards.generate --check
+	@$(PY)/python -m dashboards.check
+	@promtool="$$(hack/prometheus)/promtool"; \
+		$$promtool check rules charts/tandem/rules/tandem.yaml; $$promtool test rules tests/alerts/*.yaml
 
 .PHONY: generate
 generate: setup  ## Write the generated files anew: CRD and reference
 	@$(PY)/python -m tandem_api.schema
 	@cp crds/rljobs.yaml charts/tandem/files/rljobs.yaml
 	@$(PY)/python -m tandem_api.reference
+	@$(PY)/python -m tandem_api.metrics_page
+	@$(PY)/python -m dashboards.generate
+
+.PHONY: docs
+docs: setup  ## The documentation as pages, in build/site
+	@$(PY)/mkdocs build --quiet
 
 .PHONY: bench
 bench: bench-iteration bench-buffer bench-learning  ## All benchmarks

@@ -4,16 +4,14 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from runs import ROOT, TANDEM, changed
 
-ROOT = Path(__file__).resolve().parent.parent
-TANDEM = Path(sys.executable).parent / "tandem"
+__all__ = ["ROOT", "eventually", "finish", "manifest", "metrics", "processes_of", "start"]
 
 
 def eventually[T](condition: Callable[[], T | None], seconds: float, what: str) -> T:
@@ -30,14 +28,7 @@ def eventually[T](condition: Callable[[], T | None], seconds: float, what: str) 
 
 def manifest(path: Path, changes: Mapping[str, Any]) -> Path:
     """Write the demo's manifest with values replaced by dotted path."""
-    content = yaml.safe_load((ROOT / "examples" / "chain-sum.yaml").read_text())
-    for dotted, value in changes.items():
-        *parents, last = dotted.split(".")
-        place = content
-        for name in parents:
-            place = place.setdefault(name, {})
-        place[last] = value
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(changed(ROOT / "examples" / "chain-sum.yaml", changes))
     return path
 
 
