@@ -20,8 +20,8 @@ HTTP port. Where the Prometheus operator is installed, each RLJob gets a PodMoni
 they change only with a note in the release.
 
 No label has values that grow with a run: there are no ids of trajectories or prompts. Counters of the orchestrator
-that concern time count on from the timeline when it is restarted. `tandem_accelerator_*` is defined in
-[utilisation.md](utilisation.md).
+that concern time count on from the timeline when it is restarted. What an iteration measures is NaN, or has no series,
+until the first has measured it. `tandem_accelerator_*` is defined in [utilisation.md](utilisation.md).
 """
 _SIZES = (1, 2, 16, 256)
 

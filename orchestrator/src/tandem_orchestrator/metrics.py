@@ -126,7 +126,7 @@ class _SwitchMetrics:
 
 
 class _LearningMetrics:
-    """What an iteration brought."""
+    """What an iteration brought. Before the first, nothing is known: NaN, which Grafana leaves out."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._by_key = {
@@ -139,6 +139,8 @@ class _LearningMetrics:
             "gradNorm": gauge(declared.GRADIENT_NORM, registry),
             "learningRate": gauge(declared.LEARNING_RATE, registry),
         }
+        for metric in self._by_key.values():
+            metric.set(float("nan"))
         self._response = gauge(declared.RESPONSE_TOKENS, registry)
         self._difference = gauge(declared.LOGPROB_DIFFERENCE, registry)
         self._tokens = counter(declared.TRAINED_TOKENS, registry)
@@ -149,8 +151,8 @@ class _LearningMetrics:
         for key, metric in self._by_key.items():
             _set(metric, line.get(key))
         for statistic in ("mean", "max"):
-            _set(self._response.labels(statistic), line.get(f"responseTokens{statistic.title()}"))
-            _set(self._difference.labels(statistic), line.get(f"logprobDiff{statistic.title()}"))
+            _set(self._response, line.get(f"responseTokens{statistic.title()}"), statistic)
+            _set(self._difference, line.get(f"logprobDiff{statistic.title()}"), statistic)
         if batch is not None:
             self._tokens.inc(batch.tokens)
             self._samples.labels("scored").inc(batch.samples)
@@ -181,7 +183,7 @@ def _sizes(paths: Iterable[Path]) -> list[int]:
     return [path.stat().st_size for path in paths if path.exists()]
 
 
-def _set(metric: Gauge, value: float | None) -> None:
+def _set(metric: Gauge, value: float | None, *labels: str) -> None:
     """Leave a gauge as it was where an iteration measured nothing."""
     if value is not None:
-        metric.set(value)
+        (metric.labels(*labels) if labels else metric).set(value)
