@@ -18,6 +18,7 @@ TWO_PODS = {
     "spec.model.source.random.config.num_attention_heads": 2,
     "spec.model.source.random.config.num_key_value_heads": 1,
     "spec.model.source.random.config.head_dim": 64,
+    "spec.model.source.random.config.initializer_range": 0.02,
     "spec.rollout.promptsPerIteration": 8,
     "spec.rollout.samplesPerPrompt": 4,
     "spec.data.warmup": None,
