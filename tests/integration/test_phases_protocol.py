@@ -122,6 +122,26 @@ async def test_an_ack_of_an_older_incarnation_does_not_count(store: Store, mirro
         await proof.lease.revoke()
 
 
+async def test_a_process_that_was_replaced_does_not_take_its_place_back(store: Store, mirror: Mirror) -> None:
+    old = await join(store, KEYS, member(0, "old"), TTL)
+    new = await join(store, KEYS, member(0, "new"), TTL)
+    await asyncio.wait_for(old.over(mirror), SOON)
+    with pytest.raises(Fenced, match="new"):
+        await join(store, KEYS, member(0, "old"), TTL, again=True)
+    assert (await mirror.until(lambda entries: members(entries, KEYS) or None, SOON))[0].incarnation == "new"
+    for proof in (old, new):
+        await proof.lease.revoke()
+
+
+async def test_a_process_that_lost_its_lease_takes_its_place_back(store: Store, mirror: Mirror) -> None:
+    first = await join(store, KEYS, member(0), TTL)
+    await store.revoke(first.lease.id)
+    await asyncio.wait_for(first.over(mirror), SOON)
+    second = await join(store, KEYS, member(0), TTL, again=True)
+    assert second.fence.modified > first.fence.modified
+    await second.lease.revoke()
+
+
 async def test_a_member_that_stops_renewing_disappears_and_knows_it(store: Store, mirror: Mirror) -> None:
     membership = await join(store, KEYS, member(1), TTL)
     await mirror.until(lambda entries: 1 in members(entries, KEYS) or None, SOON)

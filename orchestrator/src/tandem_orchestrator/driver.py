@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import structlog
 
 from tandem_api.environment import Job
-from tandem_api.errors import RunFailed, TryAgain
+from tandem_api.errors import Fenced, RunFailed, TryAgain
 from tandem_api.keys import JobKeys
 from tandem_api.messages.phases import (
     Ack,
@@ -223,7 +223,8 @@ class Driver:
         for task in {*waiting, lost} - done:
             task.cancel()
         if lost in done:
-            raise RunFailed("the leadership of this job was lost")
+            # Not a failure of the run: etcd may still hold our key, so that a write of Failed would be taken.
+            raise Fenced("the leadership of this job was lost")
         for task in done:
             return task.result()  # type: ignore[return-value]
         reported = acks(self._mirror.entries, self._keys, record.epoch)

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A sidecar's place in its job, and its acks."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tandem_api.errors import Fenced
 from tandem_api.keys import JobKeys
 from tandem_api.messages.phases import Ack, Member
+from tandem_phases.mirror import Mirror
 from tandem_phases.store import Entry, Lease, Store, Unchanged
 
 
@@ -30,12 +33,50 @@ class Membership:
         """
         await store.commit((phase, self.fence), {keys.ack(ack.epoch, ack.index): ack.wire()}, self.lease)
 
+    async def over(self, mirror: Mirror) -> None:
+        """Returns when this membership holds no longer: its lease is lost, or another process has the place."""
 
-async def join(store: Store, keys: JobKeys, member: Member, ttl: float) -> Membership:
-    """Become the member of this index."""
+        def replaced(entries: Mapping[str, Entry]) -> bool | None:
+            entry = entries.get(self.fence.key)
+            return True if entry is not None and entry.modified > self.fence.modified else None
+
+        ends = [asyncio.create_task(self.lease.lost.wait()), asyncio.create_task(mirror.until(replaced))]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in ends:
+                task.cancel()
+
+
+async def join(store: Store, keys: JobKeys, member: Member, ttl: float, *, again: bool = False) -> Membership:
+    """Become the member of this index.
+
+    A process that starts takes the place from whoever has it. One that had it and joins ``again`` takes it back only
+    from itself or from nobody: it may have been replaced while it was cut off.
+
+    Raises:
+        Fenced: another incarnation has the place; this process is a zombie and should end.
+        TryAgain: etcd is away.
+    """
+    key = keys.member(member.index)
     lease = await store.lease(ttl)
-    written = await store.put(keys.member(member.index), member.wire(), lease)
-    return Membership(member, lease, Unchanged(keys.member(member.index), written))
+    if not again:
+        return Membership(member, lease, Unchanged(key, await store.put(key, member.wire(), lease)))
+    try:
+        expected = _own_place(await store.get(key), key, member)
+        return Membership(member, lease, Unchanged(key, await store.commit((expected,), {key: member.wire()}, lease)))
+    except Fenced:
+        await lease.revoke()
+        raise
+
+
+def _own_place(found: Entry | None, key: str, member: Member) -> Unchanged:
+    if found is None:
+        return Unchanged(key, 0)
+    holder = Member.model_validate_json(found.value)
+    if holder.incarnation != member.incarnation:
+        raise Fenced(f"{key}: {holder.pod} ({holder.incarnation}) has taken the place of {member.incarnation}")
+    return Unchanged(key, found.modified)
 
 
 def members(entries: Mapping[str, Entry], keys: JobKeys) -> dict[int, Member]:

@@ -74,7 +74,7 @@ class Engine:
         return not self.gone.is_set()
 
     async def start(self, timeout: float) -> None:
-        """Start vLLM and wait until it answers.
+        """Start vLLM and wait until it answers; cancelled, it ends what it started.
 
         Raises:
             MemberFailed: it ended, or did not answer in ``timeout`` seconds.
@@ -100,6 +100,10 @@ class Engine:
         except TimeoutError:
             await self.stop()
             raise MemberFailed(f"vLLM did not answer within {timeout:.0f} s of its start") from None
+        except asyncio.CancelledError:
+            # Nobody waits for it any more, and it would go on to take the device.
+            await self.stop()
+            raise
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         status = await process.wait()

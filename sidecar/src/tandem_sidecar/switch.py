@@ -45,6 +45,7 @@ class Switch:
         self._trainer = trainer
         self._rollouts = rollouts
         self._memory = memory
+        self._released = True
         self._probe = probe_tokens(model, job.spec.seed)
         self._deadlines = job.spec.schedule.phase_deadlines
 
@@ -75,6 +76,7 @@ class Switch:
 
     async def _ensure_engine(self, part: Part) -> None:
         """An engine whose core answers, started afresh if there is none."""
+        self._released = False
         if self._engine.running:
             try:
                 await self._engine.client.handoff_reports()
@@ -98,6 +100,7 @@ class Switch:
         part.measured["residualBytes"] = 0.0
         policy = self._job.spec.engine.release
         if self._memory is None or policy is Release.KEEP:
+            self._released = True
             return
         part.measured["bytesBefore"] = float(self._memory.used())
         if policy is Release.SLEEP:
@@ -110,13 +113,22 @@ class Switch:
                 await self._engine.stop()
             residual = self._memory.used()
         part.measured["residualBytes"] = float(residual)
+        self._released = True
+
+    async def _take_device(self, record: PhaseRecord, part: Part) -> None:
+        """The trainer is about to come: a part that was given up half way may have left the engine on the device."""
+        if not self._released:
+            log.warning("the engine was not released; it is now", name=record.name)
+            await self.release(record, part)
 
     async def warmup(self, record: PhaseRecord, part: Part) -> None:
+        await self._take_device(record, part)
         with part.step("warmup"):
             reply = await self._trainer.ask(Warmup(epoch=record.epoch, save=record.save), self._deadlines.warmup)
         _take(part, reply)
 
     async def train(self, record: PhaseRecord, part: Part) -> None:
+        await self._take_device(record, part)
         command = TrainStep(
             epoch=record.epoch,
             iteration=record.iteration,

@@ -47,11 +47,17 @@ class Worker:
         }
 
     async def run(self) -> None:
-        """Join, follow the phases, and join again whenever the membership is lost. Never returns."""
+        """Join, follow the phases, and join again whenever the membership is lost. Never returns.
+
+        Raises:
+            Fenced: another process has our place.
+        """
+        again = False
         async with Mirror(self._store, self._keys.prefix) as mirror:
             while True:
                 try:
-                    membership = await join(self._store, self._keys, self._member, LEASE_SECONDS)
+                    membership = await join(self._store, self._keys, self._member, LEASE_SECONDS, again=again)
+                    again = True
                     log.info("joined the job", index=self._member.index)
                     await self._follow(mirror, membership)
                 except TryAgain as error:
@@ -59,20 +65,26 @@ class Worker:
                     await asyncio.sleep(1.0)
 
     async def _follow(self, mirror: Mirror, membership: Membership) -> None:
-        lost = asyncio.create_task(membership.lease.lost.wait())
+        over = asyncio.create_task(membership.over(mirror))
         epoch = 0
-        while True:
-            moved = asyncio.create_task(self._after(mirror, epoch))
-            await asyncio.wait([moved, lost], return_when=asyncio.FIRST_COMPLETED)
-            if lost.done():
-                moved.cancel()
-                log.warning("our membership is lost; joining again")
-                return
-            seen = moved.result()
-            epoch = seen.record.epoch
-            await self._take_part(mirror, membership, seen)
+        try:
+            while True:
+                moved = asyncio.create_task(self._after(mirror, epoch))
+                await asyncio.wait([moved, over], return_when=asyncio.FIRST_COMPLETED)
+                if over.done():
+                    moved.cancel()
+                    log.warning("our membership is lost; joining again")
+                    return
+                seen = moved.result()
+                epoch = seen.record.epoch
+                await self._take_part(mirror, membership, seen, over)
+        finally:
+            over.cancel()
 
-    async def _take_part(self, mirror: Mirror, membership: Membership, seen: SeenPhase) -> None:
+    async def _take_part(
+        self, mirror: Mirror, membership: Membership, seen: SeenPhase, over: asyncio.Task[None]
+    ) -> None:
+        """Do our part and ack it, unless the phase moves on or our membership is over: then nobody waits for it."""
         record = seen.record
         log.info("phase", name=record.name, iteration=record.iteration, epoch=record.epoch)
         if record.name not in self._parts or self._member.index not in record.members:
@@ -81,11 +93,11 @@ class Worker:
         working = asyncio.create_task(self._work(seen))
         moved = asyncio.create_task(self._after(mirror, record.epoch))
         try:
-            await asyncio.wait([working, moved], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([working, moved, over], return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 await self._ack(membership, seen, working.result())
             elif record.name is not PhaseName.ROLLOUT:
-                log.warning("the phase moved on; our part of it is given up", name=record.name)
+                log.warning("our part of the phase is given up", name=record.name)
         finally:
             self._metrics.waits()
             for task in (working, moved):
