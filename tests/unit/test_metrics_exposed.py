@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes expose what is declared, no more than a bounded number of series, and the numbers that they were told."""
 
+import importlib
 import re
 import urllib.request
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tandem_api import metrics as declared
@@ -99,6 +100,12 @@ def test_the_sidecar_exposes_exactly_its_declared_metrics() -> None:
     registry = CollectorRegistry()
     MemberMetrics(registry)
     assert set(series(registry)) == {metric.name for metric in declared.of(Process.SIDECAR)}
+
+
+def test_the_operator_exposes_exactly_its_declared_metrics() -> None:
+    assert importlib.import_module("tandem_operator.metrics")
+    exposed = {name for name in series(REGISTRY) if name.startswith("tandem_operator_")}
+    assert exposed == {metric.name for metric in declared.of(Process.OPERATOR)}
 
 
 def test_series_of_a_job_stay_within_the_declared_bound_however_long_it_runs(tmp_path: Path) -> None:

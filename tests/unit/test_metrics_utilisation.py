@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a pod's time goes adds up, whatever happened in a run."""
 
+import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,3 +117,13 @@ def test_a_suspended_job_holds_nothing_until_it_starts_again() -> None:
     ]
     assert held(timeline) == 40.0
     assert attribute(timeline, 1)[0][Use.START] == 30.0
+
+
+def test_the_shares_of_a_real_run_of_two_pods_add_up_to_one() -> None:
+    path = Path(__file__).parents[1] / "timelines" / "two-pods.jsonl"
+    timeline = [json.loads(line) for line in path.read_text().splitlines()]
+    used = attribute(timeline, 2)
+    for seconds in used.values():
+        assert sum(shares(seconds).values()) == pytest.approx(1.0, abs=1e-12)
+        assert {use for use, value in seconds.items() if value} == set(Use) - {Use.RECOVERY}
+    assert utilisation(used.values()) == pytest.approx(0.2444, abs=1e-4)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from tandem_api.errors import Problem, UserError
 from tandem_api.manifest import read
 from tandem_api.status import RLJobStatus
+from tandem_api.utilisation import attribute, utilisation
 
 _WORK = ("warmup", "rollout", "train")
 _SWITCHING = ("release", "handoff")
@@ -23,8 +24,9 @@ Row = dict[str, Any]
 class Summary:
     """The headline numbers of a run; None where it did not get that far.
 
-    ``utilisation``: share of the time in which the accelerators roll out or train; ``switch_share``: share in which
-    they change hands. ``tokens_per_second``: generated tokens over all that time.
+    ``utilisation``: share of the held time that is rollout or training work (docs/utilisation.md); of a run without a
+    timeline, the share of those phases. ``switch_share``: share of the time in the phases in which they change hands.
+    ``tokens_per_second``: generated tokens over all that time.
     """
 
     iterations: int
@@ -58,7 +60,7 @@ class RunData:
             accuracy_before=accuracies[0] if accuracies else None,
             accuracy_after=accuracies[-1] if accuracies else None,
             seconds=total,
-            utilisation=_share(by_phase, _WORK, total),
+            utilisation=_utilisation(self.timeline) if self.timeline else _share(by_phase, _WORK, total),
             switch_share=_share(by_phase, _SWITCHING, total),
             tokens_per_second=tokens / total if tokens and total else None,
         )
@@ -93,6 +95,11 @@ def phase_seconds(metrics: Sequence[Row], timeline: Sequence[Row]) -> dict[str, 
     for name, seconds in phases:
         totals[name.lower()] = totals.get(name.lower(), 0.0) + seconds
     return totals
+
+
+def _utilisation(timeline: Sequence[Row]) -> float | None:
+    members = 1 + max((row["index"] for row in timeline if row["index"] is not None), default=-1)
+    return utilisation(attribute(timeline, members).values())
 
 
 def _share(by_phase: dict[str, float], names: Sequence[str], total: float) -> float | None:

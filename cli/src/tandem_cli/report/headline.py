@@ -61,7 +61,9 @@ def cards(runs: Sequence[RunData]) -> list[Card]:
         "Held-out accuracy": _accuracy,
         "Iterations": _iterations,
         "Time": lambda _, summary: Figure(_duration(summary.seconds), "in all phases"),
-        "Utilisation": lambda _, summary: Figure(_percent(summary.utilisation), "of the time in rollout or training"),
+        "Utilisation": lambda _, summary: Figure(
+            _percent(summary.utilisation), "of the time held is rollout or training work"
+        ),
         "Switching": lambda _, summary: Figure(_percent(summary.switch_share), "of the time in release and handoff"),
         "Throughput": lambda _, summary: Figure(_whole(summary.tokens_per_second), "tokens/s, all phases counted"),
     }
