@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "tandem"
@@ -30,6 +31,7 @@ COMBINATIONS = {
     "images.pullSecrets={registry},commonLabels.team=a,operator.env[0].name=A,operator.env[0].value=b",
     "pinned": f"images.operator.digest=sha256:{'a' * 64},etcd.image.digest=sha256:{'b' * 64}",
     "pod monitors": "features.podMonitors=Auto,features.gangScheduling=Never",
+    "dashboards": "monitoring.dashboards.enabled=true,monitoring.dashboards.annotations.grafana_folder=Tandem",
 }
 
 
@@ -67,3 +69,16 @@ def test_monitors_are_rendered_for_the_operator_and_the_bundled_etcd(namespace: 
     values = "monitoring.serviceMonitor.enabled=true,monitoring.serviceMonitor.labels.release=prometheus"
     rendered = run("helm", "template", "t", str(CHART), "--namespace", namespace, "--set", values)
     assert rendered.count("kind: ServiceMonitor") == 2
+
+
+def test_alerts_and_dashboards_are_rendered_as_they_are_in_the_chart() -> None:
+    values = (
+        "monitoring.rules.enabled=true,monitoring.rules.labels.release=prometheus,monitoring.dashboards.enabled=true"
+    )
+    rendered = list(yaml.safe_load_all(run("helm", "template", "t", str(CHART), "--set", values)))
+    (rule,) = [made for made in rendered if made["kind"] == "PrometheusRule"]
+    assert rule["spec"] == yaml.safe_load((CHART / "rules" / "tandem.yaml").read_text())
+    assert rule["metadata"]["labels"]["release"] == "prometheus"
+    dashboards = [made for made in rendered if made["metadata"].get("labels", {}).get("grafana_dashboard") == "1"]
+    shipped = {path.name: path.read_text() for path in (CHART / "dashboards").glob("*.json")}
+    assert {name: text for made in dashboards for name, text in made["data"].items()} == shipped
