@@ -5,6 +5,7 @@ import asyncio
 import os
 import re
 from collections import Counter
+from collections.abc import Collection
 
 from tandem_api.errors import Problem, UserError
 from tandem_api.records import Record, TestCase
@@ -29,16 +30,17 @@ class CodeScorer:
 
     As many tests run at a time as there are processors. ``verdicts`` counts how runs ended, killed ones by rule.
     ``guarantees`` is what the sandbox holds on this machine. Construction blocks for about a second.
+    ``without`` names means to do without, for tests.
 
     Raises:
         UserError: the sandbox does not hold here what it must.
     """
 
-    def __init__(self, reward: CodeReward, where: str) -> None:
+    def __init__(self, reward: CodeReward, where: str, without: Collection[str] = ()) -> None:
         self._reward = reward
-        self._sandbox = Sandbox(len(os.sched_getaffinity(0)))
+        self._sandbox = Sandbox(len(os.sched_getaffinity(0)), without)
         self.verdicts: Counter[str] = Counter()
-        self.guarantees = _holding(where)
+        self.guarantees = _holding(where, without)
         self._sandbox.start()
 
     async def score(self, record: Record, response: str) -> Score:
@@ -76,9 +78,9 @@ class CodeScorer:
         return outcome.verdict is Verdict.PASSED
 
 
-def _holding(where: str) -> Guarantees:
+def _holding(where: str, without: Collection[str]) -> Guarantees:
     try:
-        found = find_out()
+        found = find_out(without)
     except (SandboxError, OSError) as error:
         raise UserError(Problem(where, f"the sandbox cannot be used here: {error}")) from error
     if found.fatal:

@@ -56,7 +56,7 @@ class Guarantees:
 
 
 @dataclass(frozen=True, slots=True)
-class _Attempt:
+class Attempt:
     """A program that ends well only if the promise is broken; the fields in braces are filled in."""
 
     name: str
@@ -65,37 +65,46 @@ class _Attempt:
     needed: bool = True
     held: Callable[[Outcome], bool] = lambda outcome: outcome.verdict is not Verdict.PASSED
 
+    def source(self, canary: Path) -> str:
+        """The program; ``canary`` is a file that it must not read, beside which it must not write."""
+        return self.program.replace("{canary!r}", repr(str(canary))).replace("{pid}", str(os.getpid()))
 
-_ATTEMPTS = (
-    _Attempt("network", "no sockets but pairs of its own", "import socket; socket.socket()"),
-    _Attempt("files", "reads nothing but libraries", "print(open({canary!r}).read())"),
-    _Attempt("writes", "writes nowhere but in its own directory", "open({canary!r} + '2', 'w').write('x')"),
-    _Attempt("processes", "sees no process but its own", "print(open('/proc/{pid}/environ').read())"),
-    _Attempt("signals", "signals no process but its own", "import os; os.kill({pid}, 0)"),
-    _Attempt("tracing", "looks into no process", "import ctypes; assert ctypes.CDLL(None).ptrace(0, 0, 0, 0) == 0"),
-    _Attempt("namespaces", "makes no namespaces", "import os; os.unshare(os.CLONE_NEWUSER)"),
-    _Attempt("programs", "starts no other program", "import os; os.execv('/bin/true', ['true'])"),
-    _Attempt(
+
+ATTEMPTS = (
+    Attempt("network", "no sockets but pairs of its own", "import socket; socket.socket()"),
+    Attempt("files", "reads nothing but libraries", "print(open({canary!r}).read())"),
+    Attempt("writes", "writes nowhere but in its own directory", "open({canary!r} + '2', 'w').write('x')"),
+    Attempt("processes", "sees no process but its own", "print(open('/proc/{pid}/environ').read())"),
+    Attempt("signals", "signals no process but its own", "import os; os.kill({pid}, 0)"),
+    Attempt("tracing", "looks into no process", "import ctypes; assert ctypes.CDLL(None).ptrace(0, 0, 0, 0) == 0"),
+    Attempt("namespaces", "makes no namespaces", "import os; os.unshare(os.CLONE_NEWUSER)"),
+    Attempt("programs", "starts no other program", "import os; os.execv('/bin/true', ['true'])"),
+    Attempt(
         "privileges",
         "has no capability and gets none",
         "import ctypes; libc = ctypes.CDLL(None); n = libc.prctl(39, 0, 0, 0, 0); assert n != 1\n"
         "header = ctypes.create_string_buffer((0x20080522).to_bytes(4, 'little') + bytes(4), 8)\n"
         "sets = ctypes.create_string_buffer(24); libc.capget(header, sets); assert any(sets.raw)",
     ),
-    _Attempt("descriptors", "inherits nothing open", "import os\nos.fstat(next(n for n in range(3, 999) if fine(n)))"),
-    _Attempt("environment", "inherits no variables", "import os; assert os.environ"),
-    _Attempt("memory", "memory is bounded", f"len(bytes({4 * _LIMITS.memory}))"),
-    _Attempt("disk", "what it writes is bounded", "for n in range(99): open(str(n), 'wb').write(bytes(100_000))"),
-    _Attempt(
+    Attempt(
+        "descriptors",
+        "inherits nothing open",
+        "import os\ndef there(n):\n  try: return bool(os.fstat(n))\n  except OSError: return False\n"
+        "assert any(map(there, range(3, 999)))",
+    ),
+    Attempt("environment", "inherits no variables", "import os; assert os.environ"),
+    Attempt("memory", "memory is bounded", f"len(bytes({4 * _LIMITS.memory}))"),
+    Attempt("disk", "what it writes is bounded", "for n in range(99): open(str(n), 'wb').write(bytes(100_000))"),
+    Attempt(
         "tasks",
         "threads and processes are bounded",
         "from threading import Thread, Event, stack_size\nstack_size(1 << 16)\n"
         "for _ in range(99): Thread(target=Event().wait, daemon=True).start()",
         needed=False,
     ),
-    _Attempt("forks", "processes are bounded", "import os, signal\nfor n in range(99): os.fork() or signal.pause()"),
-    _Attempt("output", "output is bounded", f"print('x' * {4 * _LIMITS.output})"),
-    _Attempt(
+    Attempt("forks", "processes are bounded", "import os, signal\nfor n in range(99): os.fork() or signal.pause()"),
+    Attempt("output", "output is bounded", f"print('x' * {4 * _LIMITS.output})"),
+    Attempt(
         "deadline",
         "time is bounded",
         "import time; time.sleep(60)",
@@ -121,14 +130,13 @@ async def _try_all(sandbox: Sandbox) -> list[Guarantee]:
     with tempfile.TemporaryDirectory(prefix="tandem-sandbox-") as directory:
         canary = Path(directory) / _CANARY
         canary.write_text("secret")
-        tried = await asyncio.gather(*(_tried(sandbox, attempt, str(canary)) for attempt in _ATTEMPTS))
+        tried = await asyncio.gather(*(_tried(sandbox, attempt, canary) for attempt in ATTEMPTS))
     return [*tried, await _leaves_nothing(sandbox)]
 
 
-async def _tried(sandbox: Sandbox, attempt: _Attempt, canary: str) -> Guarantee:
-    program = _PRELUDE + attempt.program.replace("{canary!r}", repr(canary)).replace("{pid}", str(os.getpid()))
+async def _tried(sandbox: Sandbox, attempt: Attempt, canary: Path) -> Guarantee:
     limits = _LIMITS if attempt.name != "deadline" else Limits(seconds=_SLEEP_SECONDS)
-    outcome = await sandbox.run(program, limits=limits)
+    outcome = await sandbox.run(attempt.source(canary), limits=limits)
     found = f"{outcome.verdict}: {outcome.rule}" if outcome.rule else str(outcome.verdict)
     return Guarantee(attempt.name, attempt.promise, attempt.held(outcome), attempt.needed, found)
 
@@ -139,14 +147,3 @@ async def _leaves_nothing(sandbox: Sandbox) -> Guarantee:
     await sandbox.run(program, limits=_LIMITS)
     left = await asyncio.to_thread(sandbox.left_behind)
     return Guarantee("leftovers", "nothing outlives its run", not left, needed=True, found=", ".join(left) or "nothing")
-
-
-_PRELUDE = """
-def fine(number):
-    import os
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True
-"""

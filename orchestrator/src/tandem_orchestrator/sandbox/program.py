@@ -7,10 +7,13 @@ import sys
 import threading
 import traceback
 import types
+from os import _exit
 from typing import NoReturn
 
 OUT_OF_MEMORY = 97
 """Exit code of a program that died of MemoryError."""
+
+_FRAMES = 20
 
 
 def become(source: bytes) -> NoReturn:
@@ -19,8 +22,9 @@ def become(source: bytes) -> NoReturn:
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = main
     sys.argv = ["program.py"]
-    code = _run(source, main)
+    code = 1
     try:
+        code = _run(source, main)
         # What the interpreter does at its end: wait for threads, then run what was registered.
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
@@ -28,7 +32,8 @@ def become(source: bytes) -> NoReturn:
         sys.stderr.flush()
     except BaseException:  # noqa: BLE001 - whatever a program does at its end, it ends
         code = code or 1
-    os._exit(code)
+    finally:
+        _exit(code)
 
 
 def _run(source: bytes, main: types.ModuleType) -> int:
@@ -46,7 +51,8 @@ def _run(source: bytes, main: types.ModuleType) -> int:
 def _told(error: BaseException) -> int:
     try:
         # The first frame is of this module.
-        traceback.print_exception(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
+        trace = error.__traceback__ and error.__traceback__.tb_next
+        traceback.print_exception(error.with_traceback(trace), limit=-_FRAMES)
     except MemoryError:
         return OUT_OF_MEMORY
     except BaseException:  # noqa: BLE001 - an exception can be made to fail when shown

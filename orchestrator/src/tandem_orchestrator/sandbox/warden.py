@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that forks one program, watches it, and ends everything that came of it."""
 
+import fcntl
 import os
 import resource
 import select
@@ -15,13 +16,14 @@ from typing import NoReturn
 from tandem_orchestrator.sandbox import kernel, namespaces, notifications, program, seccomp
 from tandem_orchestrator.sandbox.confinement import House, Isolation, confine
 from tandem_orchestrator.sandbox.processes import Processes
-from tandem_orchestrator.sandbox.runs import MIB, Limits, Outcome, Verdict
+from tandem_orchestrator.sandbox.runs import Limits, Outcome, Verdict
 
 _CLONE_THREAD = 0x10000
 _COMPLAINT = 4096
 _CONFINING_SECONDS = 10.0
 _LOOK_PERIOD = 0.02
 _PIECE = 2**16
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 class ConfinementFailed(Exception):
@@ -91,9 +93,7 @@ class Warden:
         return self._outcome(status, usage, seconds)
 
     def _begin(self, source: bytes, given: bytes) -> _Descriptors:
-        stdin = os.memfd_create("input", os.MFD_CLOEXEC)
-        os.write(stdin, given) if len(given) < _PIECE else _write_all(stdin, given)
-        os.lseek(stdin, 0, os.SEEK_SET)
+        stdin = _sealed(given)
         output, stdout = os.pipe()
         complaint, stderr = os.pipe()
         word, theirs = socket.socketpair()
@@ -269,7 +269,12 @@ def _natural(code: int, cpu: float, limits: Limits) -> tuple[Verdict, str | None
     return Verdict.CRASHED, None
 
 
-def _write_all(descriptor: int, text: bytes) -> None:
+def _sealed(text: bytes) -> int:
+    """A descriptor of a file in memory with ``text`` that can be read and not written."""
+    descriptor = os.memfd_create("input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     left = memoryview(text)
     while left:
-        left = left[os.write(descriptor, left[: 16 * MIB]) :]
+        left = left[os.write(descriptor, left) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+    return descriptor

@@ -26,7 +26,6 @@ from tandem_orchestrator.sandbox.runs import Limits
 from tandem_orchestrator.sandbox.warden import ConfinementFailed, Warden
 
 _BACKLOG = 256
-_NICE = 5
 _LIKELY_VICTIM = "500"
 """Among the pod's processes, the one to kill when memory runs out (proc(5), oom_score_adj)."""
 _OFTEN_IMPORTED = (
@@ -46,7 +45,6 @@ def main(directory: str, weakened: str) -> None:
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(base / SOCKET))
     listening.listen(_BACKLOG)
-    os.nice(_NICE)
     Path("/proc/self/oom_score_adj").write_text(_LIKELY_VICTIM)
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     (base / WORK).mkdir(mode=0o700)
