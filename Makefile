@@ -62,9 +62,8 @@ lint: setup  ## Format, lint, types, import rules, generated files
 .PHONY: dashboards-check
 dashboards-check: setup  ## Panels and alerts against the declared metrics, and the alerts' tests; needs no Grafana
 	@$(PY)/python -m dashboards.generate --check
-	@$(PY)/python -m dashboards.check
-	@promtool="$$(hack/prometheus)/promtool"; \
-		$$promtool check rules charts/tandem/rules/tandem.yaml; $$promtool test rules tests/alerts/*.yaml
+	@promtool="$$(hack/prometheus)/promtool"; $(PY)/python -m dashboards.check "$$promtool"; \
+		"$$promtool" check rules charts/tandem/rules/tandem.yaml; "$$promtool" test rules tests/alerts/*.yaml
 
 .PHONY: generate
 generate: setup  ## Write the generated files anew: CRD and reference
@@ -79,7 +78,11 @@ docs: setup  ## The documentation as pages, in build/site
 	@$(PY)/mkdocs build --quiet
 
 .PHONY: bench
-bench: bench-iteration bench-buffer bench-learning  ## All benchmarks
+bench: bench-iteration bench-buffer bench-metrics bench-learning  ## All benchmarks
+
+.PHONY: bench-metrics
+bench-metrics: setup  ## What metrics cost an orchestrator, in parts of an iteration
+	@$(PY)/python bench/metrics.py
 
 .PHONY: bench-buffer
 bench-buffer: setup  ## The replay buffer: durable appends, leases, opening

@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks each panel's expression, unit and legend against the declared metrics: ``python -m dashboards.check``."""
+"""Checks each panel's expression, unit and legend against the declared metrics: ``python -m dashboards.check``.
+
+With the path of promtool as an argument, it reads every expression as well.
+"""
 
 import re
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 
+import yaml
 from dashboards.pages import PAGES
 from dashboards.panels import Panel
 from dashboards.units import METRICS, Mistake, value_of
 
-_VARIABLES = {"$__rate_interval": "5m", "$__range": "6h"}
+_INTERVALS = {"$__rate_interval": "5m", "$__range": "6h"}
+_SHOWN_IN_ALERTS = {"tandem_phase_deadline_timestamp_seconds", "tandem_phase"}
 
 
 def problems(panel: Panel) -> Iterator[str]:
@@ -36,12 +43,12 @@ def expressions() -> Iterator[tuple[str, str]]:
             for panel in row.panels:
                 for query in panel.queries:
                     text = query.expression
-                    for name, value in _VARIABLES.items():
+                    for name, value in _INTERVALS.items():
                         text = text.replace(name, value)
                     yield f"{page.title} / {panel.title}", text
 
 
-def main() -> int:
+def main(promtool: str | None = None) -> int:
     """Exit status: 1 if a panel is wrong or a metric is shown nowhere."""
     wrong = [
         f"{page.title} / {row.title} / {panel.title}: {problem}"
@@ -51,15 +58,26 @@ def main() -> int:
         for problem in problems(panel)
     ]
     everything = " ".join(expression for _, expression in expressions())
-    shown_in_alerts = {"tandem_phase_deadline_timestamp_seconds", "tandem_phase"}
     wrong += [
         f"{name} is on no dashboard"
         for name in METRICS
-        if name.startswith("tandem") and name not in everything and name not in shown_in_alerts
+        if name.startswith("tandem") and name not in everything and name not in _SHOWN_IN_ALERTS
     ]
+    if promtool is not None and (complaint := _unreadable(promtool)):
+        wrong.append(complaint)
     print("\n".join(wrong) if wrong else f"{len(list(expressions()))} expressions fit the declared metrics")
     return int(bool(wrong))
 
 
+def _unreadable(promtool: str) -> str:
+    """What promtool says of our expressions, as rules; empty if it can read them all."""
+    rules = [{"record": f"panel:{number}", "expr": text} for number, (_, text) in enumerate(expressions())]
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}, file)
+        file.flush()
+        done = subprocess.run([promtool, "check", "rules", file.name], capture_output=True, text=True, check=False)
+    return done.stderr if done.returncode else ""
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:2]))

@@ -103,7 +103,8 @@ class _SwitchMetrics:
     def __init__(self, spec: RLJobSpec, registry: CollectorRegistry) -> None:
         self._parts = gauge(declared.MEMBER_PHASE_SECONDS, registry)
         self._barrier = histogram(declared.BARRIER_SECONDS, registry)
-        self._steps = histogram(declared.SWITCH_STEP_SECONDS, registry)
+        steps = histogram(declared.SWITCH_STEP_SECONDS, registry)
+        self._steps = {name: steps.labels(name) for name in declared.SWITCH_STEPS}
         self._residual = gauge(declared.RESIDUAL_BYTES, registry)
         self._switch = gauge(declared.SWITCH_SECONDS, registry)
         gauge(declared.RELEASE_BUDGET_BYTES, registry).set(spec.engine.release_budget)
@@ -115,8 +116,7 @@ class _SwitchMetrics:
                 self._residual.labels(ack.index).set(ack.measured.get("residualBytes", 0.0))
             if record.name in _SWITCHES:
                 for step in ack.steps:
-                    known = step.name if step.name in declared.SWITCH_STEPS else declared.OTHER
-                    self._steps.labels(known).observe(step.seconds)
+                    self._steps.get(step.name, self._steps[declared.OTHER]).observe(step.seconds)
         if acks:
             self._barrier.labels(record.name).observe(max(0.0, seconds - min(ack.seconds for ack in acks.values())))
 
