@@ -8,7 +8,8 @@ from running import ROOT, finish, manifest, metrics, start
 
 ITERATIONS = 8
 RUN_SECONDS = 1500.0
-NOISE = 0.05
+DRIFT = 0.125
+"""Rewards without meaning let the policy drift, either way; half of the least gain that counts as learning."""
 SHUFFLED = {
     "spec.iterations": ITERATIONS,
     "spec.data.evaluation.everyIterations": ITERATIONS,
@@ -29,4 +30,4 @@ def test_rewards_shuffled_among_samples_do_not_improve_accuracy(tmp_path: Path) 
     before, after = lines[0]["evalAccuracy"], lines[-1]["evalAccuracy"]
     assert all(line["gradNorm"] > 0 for line in lines[:ITERATIONS])
     assert 0.1 < before < 0.6
-    assert after <= before + NOISE
+    assert after <= before + DRIFT
