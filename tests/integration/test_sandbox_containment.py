@@ -107,6 +107,19 @@ async def test_cancelling_a_run_ends_its_processes(without: tuple[str, ...]):
         assert await asyncio.to_thread(sandbox.left_behind) == []
 
 
+@pytest.mark.parametrize("without", [(), ("namespaces",)], ids=["all", "landlock"])
+async def test_killing_a_warden_ends_what_it_watched(without: tuple[str, ...]):
+    with Sandbox(1, without) as sandbox:
+        running = asyncio.create_task(sandbox.run(LIMITLESS))
+        await asyncio.to_thread(until, lambda: len(below(sandbox)) >= 9)
+        there = below(sandbox)
+        os.kill(there[0], signal.SIGKILL)
+        await asyncio.to_thread(until, lambda: not any(Path(f"/proc/{pid}").exists() for pid in there))
+        running.cancel()
+        await asyncio.wait([running])
+        assert await asyncio.to_thread(sandbox.left_behind) == []
+
+
 @KINDS
 async def test_a_hundred_runs_leave_no_descriptor_process_or_file(without: tuple[str, ...]):
     with Sandbox(4, without) as sandbox:

@@ -16,9 +16,18 @@ class Processes:
     def __init__(self, proc: int) -> None:
         self._proc = proc
 
+    def children(self, pid: int) -> list[int]:
+        """The children of ``pid`` at this moment."""
+        found: list[int] = []
+        with contextlib.suppress(OSError):
+            for thread in self._entries(f"{pid}/task"):
+                with contextlib.suppress(OSError):
+                    found += map(int, self._read(f"{pid}/task/{thread}/children").split())
+        return found
+
     def below(self, pid: int) -> Iterator[int]:
         """Every descendant of ``pid`` at this moment."""
-        for child in self._children(pid):
+        for child in self.children(pid):
             yield child
             yield from self.below(child)
 
@@ -41,14 +50,6 @@ class Processes:
                 os.waitpid(-1, 0)
             except ChildProcessError:
                 return
-
-    def _children(self, pid: int) -> list[int]:
-        found: list[int] = []
-        with contextlib.suppress(OSError):
-            for thread in self._entries(f"{pid}/task"):
-                with contextlib.suppress(OSError):
-                    found += map(int, self._read(f"{pid}/task/{thread}/children").split())
-        return found
 
     def _entries(self, path: str) -> list[str]:
         place = os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._proc)

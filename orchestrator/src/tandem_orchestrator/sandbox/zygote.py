@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from tandem_orchestrator.sandbox import kernel, landlock, namespaces, seccomp, wire
 from tandem_orchestrator.sandbox.confinement import House, Isolation, address_space, visible
+from tandem_orchestrator.sandbox.processes import Processes
 from tandem_orchestrator.sandbox.runs import Limits
 from tandem_orchestrator.sandbox.warden import ConfinementFailed, Warden
 
@@ -90,27 +91,45 @@ def _silence_standard(described: dict[str, object]) -> None:
 
 
 def _serve(listening: socket.socket, house: House, work: Path, proc: int) -> None:
-    def reap(*_: object) -> None:
-        with contextlib.suppress(ChildProcessError):
-            while (pid := os.waitpid(-1, os.WNOHANG)[0]) > 0:
-                if house.isolation is Isolation.LANDLOCK:
-                    # Only a warden that was killed leaves it.
-                    shutil.rmtree(work / str(pid), ignore_errors=True)
-
-    signal.signal(signal.SIGCHLD, reap)
+    wardens: set[int] = set()
+    ended, wake = socket.socketpair()
+    ended.setblocking(False)
+    wake.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    # What a warden that was killed leaves behind comes here.
+    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     poll = select.poll()
-    poll.register(listening, select.POLLIN)
-    poll.register(0, select.POLLIN)
+    for source in (listening, ended, sys.stdin):
+        poll.register(source, select.POLLIN)
     while True:
         ready = {descriptor for descriptor, _ in poll.poll()}
-        if 0 in ready:
+        if sys.stdin.fileno() in ready:
             return
-        connection, _ = listening.accept()
-        if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            listening.close()
-            _answer(connection, house, work / str(os.getpid()), proc)
-        connection.close()
+        if ended.fileno() in ready:
+            ended.recv(4096)
+            _reap(wardens, house, work, proc)
+        if listening.fileno() in ready:
+            connection, _ = listening.accept()
+            if (pid := os.fork()) == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                listening.close()
+                _answer(connection, house, work / str(os.getpid()), proc)
+            wardens.add(pid)
+            connection.close()
+
+
+def _reap(wardens: set[int], house: House, work: Path, proc: int) -> None:
+    """Bury dead children, and do what a warden that did not end by itself could not do any more."""
+    with contextlib.suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG))[0] > 0:
+            pid, status = found
+            wardens.discard(pid)
+            if status != 0 and house.isolation is Isolation.LANDLOCK:
+                for orphan in set(Processes(proc).children(os.getpid())) - wardens:
+                    os.kill(orphan, signal.SIGKILL)
+                shutil.rmtree(work / str(pid), ignore_errors=True)
 
 
 def _answer(connection: socket.socket, house: House, work: Path, proc: int) -> NoReturn:
