@@ -84,6 +84,10 @@ bench: bench-iteration bench-buffer bench-metrics bench-learning  ## All benchma
 bench-metrics: setup  ## What metrics cost an orchestrator, in parts of an iteration
 	@$(PY)/python bench/metrics.py
 
+.PHONY: bench-sandbox
+bench-sandbox: setup  ## Starts of the code sandbox, beside a plain interpreter and runc
+	@$(PY)/python bench/sandbox.py
+
 .PHONY: bench-buffer
 bench-buffer: setup  ## The replay buffer: durable appends, leases, opening
 	@$(PY)/python bench/buffer.py
