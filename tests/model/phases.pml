@@ -69,7 +69,7 @@ byte durable, batches;
 byte leadership[ORCHESTRATORS];
 byte incarnation[3], membership[MEMBERS], incarnations;
 bool lost[MEMBERS];
-bool engine[MEMBERS], trainer[MEMBERS], loaded[MEMBERS];
+bool engine[MEMBERS], trainer[MEMBERS], loaded[MEMBERS], serving[MEMBERS];
 
 /* What has been, for assertions only: the newest epoch that each index acked well. */
 byte acked[INDICES];
@@ -135,7 +135,7 @@ inline check_move(m) {
     if
     :: m.failure ->
         assert(m.record.name == Recover && m.record.world == phase.world + 1);  /* 4: failure -> Recover, world + 1 */
-        assert(m.record.weight_version == durable)                              /* 5: back to what is on disk */
+        assert(m.record.weight_version <= durable)                              /* 5: back to what is on disk */
     :: else ->
         assert(phase.name == Nothing || m.record.world == phase.world);
         assert(m.record.weight_version == phase.weight_version + (phase.name == Train -> 1 : 0));   /* 5 */
@@ -370,7 +370,10 @@ proctype Orchestrator(byte o) {
 #define replaced(p) (member_modified[INDEX(p)] != 0 && member_incarnation[INDEX(p)] != incarnation[p])
 #ifdef JOIN_REPLACES_ANYONE
 #define may_join(p) true
+#define knows_its_place(p) true
 #else
+/* The mirror is read in etcd's order: who sees a phase has seen every key that was written before it. */
+#define knows_its_place(p) (!replaced(p))
 /* A new process takes the place; one that had it takes it back only from nobody. */
 #define may_join(p) (membership[p] == 0 || !replaced(p))
 #endif
@@ -380,7 +383,7 @@ inline make_ack(is_failed) {
     ack.phase_fence = phase_seen; ack.member_fence = membership[p]; ack.failed = is_failed
 }
 
-inline rest() { part = Nothing; phase_seen = 0; clear_ack(ack) }
+inline rest() { part = Nothing; phase_seen = 0; hung = false; clear_ack(ack) }
 
 /* torchrun's agents start all trainers anew when one is gone. */
 inline restart_trainers() {
@@ -392,11 +395,18 @@ inline restart_trainers() {
     k = 0
 }
 
+#ifdef ROLLOUT_WITHOUT_HANDOFF
+#define serves(p) engine[p]
+#else
+/* The engine has the weights of a Handoff that this process saw through. */
+#define serves(p) (engine[p] && serving[p])
+#endif
+
 /* `Switch`: who holds the device when the part begins, and when it is done. */
 inline begin_part() {
     if
-    :: part == Start || part == Recover || part == Handoff -> engine[p] = true
-    :: part == Rollout -> assert(!engine[p] || !trainer[p])                     /* 1 */
+    :: part == Start || part == Recover || part == Handoff -> engine[p] = true; serving[p] = false
+    :: part == Rollout -> assert(!serves(p) || !trainer[p])                     /* 1 */
     :: part == Train ->
 #ifndef NO_RELEASE_BEFORE_TRAIN
         /* A part that was given up half way may have left the engine on the device. */
@@ -411,7 +421,7 @@ inline begin_part() {
 inline finish_part() {
     if
     :: part == Start || part == Recover -> engine[p] = false; loaded[p] = true; trainer[p] = true; make_ack(false)
-    :: part == Handoff -> trainer[p] = false; make_ack(!loaded[p] || !engine[p])
+    :: part == Handoff -> trainer[p] = false; serving[p] = loaded[p] && engine[p]; make_ack(!serving[p])
     :: part == Rollout -> make_ack(true)
     :: part == Release -> engine[p] = false; make_ack(false)
     :: part == Train -> make_ack(!loaded[p])
@@ -427,14 +437,14 @@ inline die() {
         finish_part(); copy_ack(late_ack, ack); printf("EVENT late-ack %d\n", p)
     fi;
     rest();
-    engine[p] = false; membership[p] = 0; lost[p] = false; joined = false; epoch = 0;
+    engine[p] = false; serving[p] = false; membership[p] = 0; lost[p] = false; joined = false; epoch = 0;
     incarnations++; incarnation[p] = incarnations
 }
 
 proctype Member(byte p) {
     Ack ack;
     byte i, phase_seen, epoch, k;
-    bool written, joined;
+    bool written, joined, hung;
     mtype part = Nothing;
 
     i = INDEX(p);
@@ -468,13 +478,13 @@ proctype Member(byte p) {
 #ifndef JOIN_REPLACES_ANYONE
     :: atomic { joined && part == Nothing && !lost[p] && replaced(p) && !over -> joined = false }
 #endif
-    :: atomic { joined && part == Nothing && !lost[p] && phase.epoch > epoch && !over ->
+    :: atomic { joined && part == Nothing && !lost[p] && knows_its_place(p) && phase.epoch > epoch && !over ->
         part = phase.name; epoch = phase.epoch; phase_seen = phase_modified;
         printf("EVENT see %d %d\n", p, epoch);
         begin_part() }
     /* `_take_part`: the phase moves on, or the part is done and its ack reaches etcd, perhaps twice. */
     :: atomic { part != Nothing && phase_modified != phase_seen && !over -> rest() }
-    :: atomic { part != Nothing && (part != Rollout || !engine[p]) && !over ->
+    :: atomic { part != Nothing && !hung && (part != Rollout || !serves(p)) && !over ->
         finish_part();
         if
         :: true
@@ -483,7 +493,7 @@ proctype Member(byte p) {
         commit_ack(ack);
         rest(); written = false }
     /* etcd does not answer: it may or may not be written, and we join again. */
-    :: atomic { part != Nothing && (part != Rollout || !engine[p]) && faults > 0 && !late_ack.under_way && !over ->
+    :: atomic { part != Nothing && !hung && (part != Rollout || !serves(p)) && faults > 0 && !late_ack.under_way && !over ->
         faults--; printf("EVENT late-ack %d\n", p);
         finish_part(); copy_ack(late_ack, ack); rest(); joined = false }
     /* The lease is lost, with the key if it is still ours. */
@@ -493,6 +503,9 @@ proctype Member(byte p) {
         :: membership[p] == member_modified[i] -> delete_member(i)
         :: else
         fi }
+    /* A part that never ends: only a deadline does. */
+    :: atomic { part != Nothing && part != Rollout && !hung && faults > 0 && !over ->
+        faults--; hung = true; printf("EVENT hangs %d\n", p) }
     /* The lease of a dead holder expires. */
     :: atomic { p < INDICES && holder_is_dead(p) && !over -> delete_member(p) }
     /* The engine dies; the sidecar's process dies, or its whole pod. */

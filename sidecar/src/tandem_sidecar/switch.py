@@ -46,6 +46,7 @@ class Switch:
         self._rollouts = rollouts
         self._memory = memory
         self._released = True
+        self._serving: int | None = None
         self._probe = probe_tokens(model, job.spec.seed)
         self._deadlines = job.spec.schedule.phase_deadlines
 
@@ -76,7 +77,7 @@ class Switch:
 
     async def _ensure_engine(self, part: Part) -> None:
         """An engine whose core answers, started afresh if there is none."""
-        self._released = False
+        self._released, self._serving = False, None
         if self._engine.running:
             try:
                 await self._engine.client.handoff_reports()
@@ -90,6 +91,8 @@ class Switch:
 
     async def rollout(self, record: PhaseRecord, part: Part) -> None:
         """Generate until the phase moves on: only a failing engine ends this."""
+        if self._serving != record.weight_version:
+            raise MemberFailed(f"the engine did not get weight version {record.weight_version} from this process")
         raise MemberFailed(await self._rollouts.generate(record.epoch))
 
     async def release(self, record: PhaseRecord, part: Part) -> None:
@@ -185,6 +188,7 @@ class Switch:
             await client.resume()
             scored = await client.score(self._probe)
         part.measured["probeDifference"] = compare(exported.probe_logprobs, scored, self._job.spec.model.dtype)
+        self._serving = record.weight_version
 
     async def suspended(self, record: PhaseRecord, part: Part) -> None:
         with part.step("drain"):
