@@ -28,7 +28,7 @@ from tandem_phases.membership import acks, members
 from tandem_phases.mirror import Mirror
 from tandem_phases.phase import SeenPhase, current, move
 from tandem_phases.store import Entry, Store
-from tandem_phases.transitions import Facts, Next, first_phase, next_phase
+from tandem_phases.transitions import Facts, Next, failed, first_phase, next_phase
 
 log = structlog.get_logger()
 
@@ -91,17 +91,11 @@ class Driver:
         while seen.record.name is not PhaseName.FAILED:
             try:
                 following = await self._step(seen)
+                if following is None:
+                    break
+                seen = await self._enter(seen, following)
             except RunFailed as error:
-                following = Next(
-                    PhaseName.FAILED,
-                    seen.record.iteration,
-                    seen.record.weight_version,
-                    seen.record.world,
-                    reason=str(error),
-                )
-            if following is None:
-                break
-            seen = await self._enter(seen, following)
+                seen = await self._enter(seen, failed(seen.record, str(error)))
         return seen.record
 
     async def _step(self, seen: SeenPhase) -> Next | None:
@@ -219,14 +213,17 @@ class Driver:
             waiting.add(asyncio.create_task(self._rolled_out(record)))
         lost = asyncio.create_task(self._leadership.lease.lost.wait())
         patience = None if record.deadline is None else max(0.0, record.deadline - time.time())
-        done, _ = await asyncio.wait({*waiting, lost}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-        for task in {*waiting, lost} - done:
-            task.cancel()
-        if lost in done:
-            # Not a failure of the run: etcd may still hold our key, so that a write of Failed would be taken.
-            raise Fenced("the leadership of this job was lost")
-        for task in done:
-            return task.result()  # type: ignore[return-value]
+        try:
+            await asyncio.wait({*waiting, lost}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            if lost.done():
+                # Not a failure of the run: etcd may still hold our key, so that a write of Failed would be taken.
+                raise Fenced("the leadership of this job was lost")
+            for task in waiting:
+                if task.done():
+                    return task.result()
+        finally:
+            for pending in (*waiting, lost):
+                pending.cancel()
         reported = acks(self._mirror.entries, self._keys, record.epoch)
         if record.name is PhaseName.ROLLOUT:
             log.warning("the rollout's deadline has passed; what is finished is trained on", iteration=record.iteration)
@@ -252,7 +249,7 @@ class Driver:
                 return Ended(reported, f"member {index} was lost during {record.name}")
         if desired is DesiredState.STOPPED or (desired is DesiredState.SUSPENDED and record.name is PhaseName.ROLLOUT):
             return Ended(reported)
-        if record.name is PhaseName.ROLLOUT or set(reported) < set(record.members):
+        if record.name is PhaseName.ROLLOUT or not set(record.members) <= set(reported):
             return None
         return Ended(reported, _disagreement(reported) if record.name is PhaseName.HANDOFF else None)
 

@@ -120,7 +120,7 @@ class Run:
         return self._rollout is not None and self._rollout.is_full
 
     async def close_rollout(self) -> BatchSummary | None:
-        """Write the batch of what is ready, and the evaluation; ``None`` when the rollout was an evaluation alone.
+        """Write the batch of what is ready, and the evaluation; ``None`` if there is no batch to write.
 
         Segments of unfinished trajectories are still taken until the next rollout opens. A rollout that was
         interrupted is not closed: it goes on when it is opened again.
@@ -128,7 +128,9 @@ class Run:
         Raises:
             RunFailed: nothing of the iteration can be trained on.
         """
-        rollout = self._current
+        rollout = self._rollout
+        if rollout is None:
+            return None
         summary = await rollout.close()
         if summary is not None:
             self._summaries[rollout.iteration] = summary

@@ -44,6 +44,11 @@ def first_phase(facts: Facts, world: int = 1, reason: str | None = None) -> Next
     return Next(PhaseName.START, done, done, world, facts.checkpoint, reason)
 
 
+def failed(record: PhaseRecord, reason: str) -> Next:
+    """The end of a run that cannot go on."""
+    return Next(PhaseName.FAILED, record.iteration, record.weight_version, record.world, reason=reason)
+
+
 def next_phase(record: PhaseRecord, facts: Facts) -> Next:
     """The phase that follows ``record``.
 
@@ -52,10 +57,10 @@ def next_phase(record: PhaseRecord, facts: Facts) -> Next:
     """
     here = Next(record.name, record.iteration, record.weight_version, record.world)
     if facts.desired is DesiredState.STOPPED:
-        return replace(here, name=PhaseName.FAILED, reason="stopped by the user or a deadline")
+        return failed(record, "stopped by the user or a deadline")
     if facts.failure is not None:
         if not facts.restarts_left:
-            return replace(here, name=PhaseName.FAILED, reason=f"no restarts left: {facts.failure}")
+            return failed(record, f"no restarts left: {facts.failure}")
         return replace(
             first_phase(facts, record.world + 1, facts.failure),
             name=PhaseName.RECOVER,
