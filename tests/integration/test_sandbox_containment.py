@@ -137,18 +137,21 @@ async def test_a_hundred_runs_leave_no_descriptor_process_or_file(without: tuple
 def test_killing_the_orchestrator_ends_what_it_ran(without: str):
     program = (
         "import asyncio, sys; from tandem_orchestrator.sandbox.client import Sandbox\n"
-        f"sandbox = Sandbox(1, {without!r}.split(',')); sandbox.start(); print(sandbox._zygote.pid, flush=True)\n"
+        f"sandbox = Sandbox(1, {without!r}.split(',')); sandbox.start()\n"
+        "print(sandbox._zygote.pid, sandbox._directory, flush=True)\n"
         f"asyncio.run(sandbox.run({LIMITLESS!r}))"
     )
     owner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
-    zygote = next(int(line) for line in owner.stdout if line.strip().isdigit())
+    first, directory = next(line.split() for line in owner.stdout if line[0].isdigit() and "/" in line.split()[1])
+    zygote = int(first)
     until(lambda: len(descendants(zygote)) >= 9)
     there = [zygote, *descendants(zygote)]
     owner.send_signal(signal.SIGKILL)
     owner.wait()
     owner.stdout.close()
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in there))
+    assert not Path(directory).exists()
 
 
 async def test_large_inputs_and_outputs_pass_whole():

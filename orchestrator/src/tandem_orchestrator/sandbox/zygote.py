@@ -2,9 +2,9 @@
 """The process that all runs are forked from; ``python -m tandem_orchestrator.sandbox.zygote DIRECTORY WEAKENED``.
 
 It is started with an empty environment, imports what most programs import, moves out of sight of the machine where
-that is allowed, says on standard output what it is like, and forks a warden for each connection. It ends when its
-standard input does. DIRECTORY is empty and in memory; WEAKENED names means to do without, for tests: ``namespaces``,
-``landlock``, ``ask``, with commas between.
+that is allowed, says on standard output what it is like, and forks a warden for each connection. When its standard
+input ends it ends all of them, and takes DIRECTORY with it. DIRECTORY is empty and in memory; WEAKENED names means to
+do without, for tests: ``namespaces``, ``landlock``, ``ask``, with commas between.
 """
 
 import contextlib
@@ -47,7 +47,9 @@ def main(directory: str, weakened: str) -> None:
     listening.bind(str(base / SOCKET))
     listening.listen(_BACKLOG)
     Path("/proc/self/oom_score_adj").write_text(_LIKELY_VICTIM)
+    # Both are out of sight later.
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+    above = os.open(base.parent, os.O_RDONLY | os.O_DIRECTORY)
     (base / WORK).mkdir(mode=0o700)
     house, reason = _settle(base, without)
     _silence_standard(
@@ -56,6 +58,8 @@ def main(directory: str, weakened: str) -> None:
     gc.collect()
     gc.freeze()
     _serve(listening, house, base / WORK, proc)
+    Processes(proc).end(os.getpid())
+    shutil.rmtree(base.name, ignore_errors=True, dir_fd=above)
 
 
 def _settle(base: Path, without: set[str]) -> tuple[House, str | None]:
