@@ -24,6 +24,7 @@ ITERATIONS = 5
 KILLED_AFTER = 3
 START_SECONDS = 600.0
 RUN_SECONDS = 900.0
+pytestmark = pytest.mark.timeout(START_SECONDS + RUN_SECONDS + 60)
 SMALL = {
     "spec.iterations": ITERATIONS,
     "spec.rollout.promptsPerIteration": 8,
