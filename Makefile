@@ -8,7 +8,7 @@ SRC := crds/src phases/src handoff/src operator/src orchestrator/src sidecar/src
 
 .PHONY: help
 help:  ## This list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
 .PHONY: setup
 setup:  ## Make .venv with everything (PYTHON=3.13 for the other supported version)
