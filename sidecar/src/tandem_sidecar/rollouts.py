@@ -16,6 +16,8 @@ log = structlog.get_logger()
 
 _LONG_POLL = 10.0
 _RENEWAL = 30.0
+_ANSWER = 5.0
+_NOTHING = Generation(tokens=(), logprobs=(), versions=(), finish=Finish.ABORT)
 _RETRY = 0.5
 _BATCH = 1024
 
@@ -82,14 +84,29 @@ class Rollouts:
         pulling.cancel()
         await asyncio.wait([pulling])
         cut = len(self._generating)
-        await self._engine.pause()
-        if self._generating:
-            await asyncio.wait(self._generating.values())
-        bringing.cancel()
-        await asyncio.wait([bringing])
-        while self._unsent:
-            await self._send()
+        try:
+            await self._engine.pause()
+        finally:
+            await self._gather_answers()
+            bringing.cancel()
+            await asyncio.wait([bringing])
+            while self._unsent:
+                await self._send()
         return cut
+
+    async def _gather_answers(self) -> None:
+        """The answers to what the pause aborted.
+
+        A request that reached the engine after the pause is not aborted: it would wait for the engine to resume. It
+        has generated nothing, so it is withdrawn, and its lease goes back.
+        """
+        if not self._generating:
+            return
+        _, late = await asyncio.wait(self._generating.values(), timeout=_ANSWER)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
 
     async def _pull(self) -> None:
         while True:
@@ -130,12 +147,14 @@ class Rollouts:
             if self._failed is not None and not self._failed.done():
                 self._failed.set_result(str(error))
             return
+        except asyncio.CancelledError:
+            self._unsent[lease.trajectory] = _segment(lease, _NOTHING)
+            raise
         finally:
             del self._generating[lease.trajectory]
             self._metrics.generates(len(self._generating))
-        if made.tokens or made.finish is not Finish.ABORT:
-            self._unsent[lease.trajectory] = _segment(lease, made)
-            self._something.set()
+        self._unsent[lease.trajectory] = _segment(lease, made)
+        self._something.set()
 
     async def _bring_back(self) -> None:
         while True:
