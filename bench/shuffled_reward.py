@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control of the learning benchmark: rewards of the right size and frequency, given to the wrong samples."""
+"""The control of the learning benchmark: rewards as frequent as real ones, whatever the response.
+
+A training sample's reward is drawn with the frequency of correct answers, as a shuffle of a batch would give it, and
+independently of the sample. Held-out responses (the demo's seed 200000) get their true score, since they measure.
+"""
 
 import random
 import re
 from typing import Any
 
 _ANSWER = re.compile(r"=(-?[0-9]+)$")
-_RESERVOIR = 512
+_HELD_OUT = "200000"
+_FREQUENCY = 0.45
 
-_scores: list[float] = []
 _random = random.Random(0)
 
 
 def score(record: dict[str, Any], response: str) -> float:
-    """The score of some earlier response, drawn at random, in the place of this one's own."""
+    """1 or 0."""
+    if _HELD_OUT not in record["id"]:
+        return float(_random.random() < _FREQUENCY)
     found = _ANSWER.search(response)
-    _scores.append(float(found is not None and found[1] == record["answer"]))
-    del _scores[:-_RESERVOIR]
-    return _random.choice(_scores)
+    return float(found is not None and found[1] == record["answer"])
