@@ -16,6 +16,9 @@ NAME_RULE = (
     f"{MAX_NAME} characters: Services, Jobs and pods carry it with a suffix"
 )
 
+CHECKPOINT_ANNOTATION = "tandem-rl.dev/checkpoint"
+"""Set by a user (``kubectl tandem checkpoint``): a checkpoint of at least so many iterations is wanted soon."""
+
 
 class ObjectMeta(Message):
     """metav1.ObjectMeta. Only what Tandem reads has a type of its own."""

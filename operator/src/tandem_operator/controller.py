@@ -12,7 +12,6 @@ import structlog
 
 from tandem_api.errors import TryAgain, UserError
 from tandem_api.keys import JobKeys
-from tandem_api.messages.phases import Desired
 from tandem_api.rljob import RLJobObject
 from tandem_operator import jobs, metrics, policy
 from tandem_operator.cluster import EVENT, JOB, POD, RLJOB, Cluster, Kind, Refused, Selection
@@ -240,8 +239,7 @@ class Controller:
                 self._damaged.discard(key)
             else:
                 await self._objects.quiet(job, decision.suspension, workloads)
-            desired = Desired(state=decision.desired, generation=job.metadata.generation)
-            await self._states.set_desired(jobs.keys_of(job), desired)
+            await self._states.set_desired(jobs.keys_of(job), jobs.desired(job, decision.desired))
         except TryAgain as error:
             return error
         except Refused as error:

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from tandem_api.errors import Problem, UserError
 from tandem_api.keys import JobKeys
-from tandem_api.rljob import RLJobObject
+from tandem_api.messages.phases import Desired, DesiredState
+from tandem_api.rljob import CHECKPOINT_ANNOTATION, RLJobObject
 from tandem_api.status import RLJobStatus
 
 _STATUS_FIELDS = {field.alias or name for name, field in RLJobStatus.model_fields.items()}
@@ -31,6 +32,13 @@ def read(raw: dict[str, Any]) -> RLJobObject:
 def keys_of(job: RLJobObject) -> JobKeys:
     """Where the job's keys lie in etcd."""
     return JobKeys(job.metadata.namespace, job.metadata.name, job.metadata.uid)
+
+
+def desired(job: RLJobObject, state: DesiredState) -> Desired:
+    """What is wanted of the job's orchestrator; an annotation that is no number wants no checkpoint."""
+    wish = job.metadata.annotations.get(CHECKPOINT_ANNOTATION, "")
+    checkpoint = int(wish) if wish.isascii() and wish.isdigit() else None
+    return Desired(state=state, generation=job.metadata.generation, checkpoint=checkpoint)
 
 
 def newer(raw: dict[str, Any], known: RLJobObject) -> bool:

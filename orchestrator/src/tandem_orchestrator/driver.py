@@ -20,6 +20,7 @@ from tandem_api.messages.phases import (
     PhaseRecord,
     Progress,
 )
+from tandem_api.spec import RLJobSpec
 from tandem_orchestrator.ledger import Ledger, timeline_lines
 from tandem_orchestrator.metrics import RunMetrics
 from tandem_orchestrator.run import ResumePoint, Run
@@ -148,7 +149,7 @@ class Driver:
             started=now,
             deadline=self._deadline(following.name, now),
             checkpoint=following.checkpoint,
-            save=self._saves(following),
+            save=saves(following, self._spec, self._resume_point, self._wanted(self._mirror.entries).checkpoint),
             reason=following.reason,
         )
         await self._prepare(record)
@@ -194,14 +195,6 @@ class Driver:
             PhaseName.SUCCEEDED: deadlines.train,
         }.get(name)
         return now + seconds if seconds is not None else None
-
-    def _saves(self, following: Next) -> bool:
-        """Whether the trainers save a checkpoint at the end of this phase."""
-        if following.name is PhaseName.WARMUP:
-            return True
-        done = following.iteration + 1
-        last = done == self._spec.iterations
-        return following.name is PhaseName.TRAIN and (last or done % self._spec.checkpoint.every_iterations == 0)
 
     # Attending to a phase
 
@@ -253,9 +246,12 @@ class Driver:
             return None
         return Ended(reported, _disagreement(reported) if record.name is PhaseName.HANDOFF else None)
 
-    def _desired(self, entries: Mapping[str, Entry]) -> DesiredState:
+    def _wanted(self, entries: Mapping[str, Entry]) -> Desired:
         entry = entries.get(self._keys.desired)
-        return Desired.model_validate_json(entry.value).state if entry else DesiredState.RUNNING
+        return Desired.model_validate_json(entry.value) if entry else Desired(state=DesiredState.RUNNING)
+
+    def _desired(self, entries: Mapping[str, Entry]) -> DesiredState:
+        return self._wanted(entries).state
 
     # Settling a phase
 
@@ -341,6 +337,22 @@ class Driver:
             skipped_records=self._run.skipped_records,
             error=record.reason if record.name in (PhaseName.FAILED, PhaseName.RECOVER) else None,
         )
+
+
+def saves(following: Next, spec: RLJobSpec, durable: ResumePoint, wanted: int | None) -> bool:
+    """Whether the trainers save a checkpoint at the end of the phase ``following``.
+
+    After a warm-up, every ``checkpoint.everyIterations``, at the end, and where it is the first state that covers
+    the ``wanted`` iterations which no ``durable`` checkpoint covers.
+    """
+    if following.name is PhaseName.WARMUP:
+        return True
+    if following.name is not PhaseName.TRAIN:
+        return False
+    done = following.iteration + 1
+    covered = durable.iteration if durable.checkpoint else -1
+    asked = wanted is not None and covered < wanted <= done
+    return asked or done == spec.iterations or done % spec.checkpoint.every_iterations == 0
 
 
 def _disagreement(reported: Mapping[int, Ack]) -> str | None:

@@ -35,10 +35,15 @@ class DesiredState(StrEnum):
 
 
 class Desired(Message):
-    """operator -> orchestrator. ``iterations`` and deadlines may grow while a job runs, hence the generation."""
+    """operator -> orchestrator. ``iterations`` and deadlines may grow while a job runs, hence the generation.
+
+    ``checkpoint``: a checkpoint of at least so many iterations is wanted soon, besides those of
+    ``checkpoint.everyIterations``. It names a state and no deed, so it may be said again and survives any restart.
+    """
 
     state: DesiredState
     generation: int = 0
+    checkpoint: int | None = None
 
 
 class PhaseRecord(Message):
