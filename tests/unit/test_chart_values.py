@@ -58,7 +58,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"etcd": {"endpoints": ["http://etcd:2379"]}}, "etcd/endpoints/0"),
     ({"etcd": {"bundled": False}}, "etcd/endpoints"),
     ({"etcd": {"bundled": False, "endpoints": ["etcd:2379"]}}, "etcd/auth/existingSecret"),
-    ({"etcd": {"tls": True}}, "etcd"),
+    (
+        {"etcd": {"bundled": False, "endpoints": ["e:2379"], "auth": {"enabled": False}, "tls": {"enabled": True}}},
+        "etcd/tls/existingSecret",
+    ),
+    ({"etcd": {"tls": {"secret": "a"}}}, "etcd/tls"),
+    ({"etcd": {"tls": True}}, "etcd/tls"),
     ({"networkPolicies": {"enable": True}}, "networkPolicies"),
     ({"monitoring": {"serviceMonitor": {"interval": "often"}}}, "monitoring/serviceMonitor/interval"),
     ({"fullnameOverride": "Tandem"}, "fullnameOverride"),

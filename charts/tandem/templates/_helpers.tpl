@@ -33,6 +33,10 @@ helm.sh/chart: {{ printf "%s-%s" .context.Chart.Name .context.Chart.Version }}
 {{- .Values.etcd.auth.existingSecret | default (printf "%s-root" (include "tandem.etcdName" .)) -}}
 {{- end -}}
 
+{{- define "tandem.etcdTlsSecretName" -}}
+{{- .Values.etcd.tls.existingSecret | default (printf "%s-tls" (include "tandem.etcdName" .)) -}}
+{{- end -}}
+
 {{/* host:port of every member, as JSON. */}}
 {{- define "tandem.etcdEndpoints" -}}
 {{- if .Values.etcd.bundled -}}

@@ -24,6 +24,13 @@ RENDEZVOUS = "TANDEM_RENDEZVOUS"
 LOG_FORMAT = "TANDEM_LOG_FORMAT"
 COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
 
+COLLECTOR = "OTEL_EXPORTER_OTLP_ENDPOINT"
+TRACE_COLLECTOR = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+"""OpenTelemetry's own names for where traces go (docs/tracing.md)."""
+
+ETCD_AUTHORITIES = "etcd-ca.crt"
+"""The file in SECRETS_DIR that makes etcd's clients use TLS: certificates of the authorities they believe."""
+
 ORCHESTRATOR_PORT = 8080
 SIDECAR_PORT = 8081
 METRICS_PORT = 9400
@@ -118,3 +125,14 @@ class Environment:
 
     def etcd_endpoints(self) -> tuple[str, ...]:
         return tuple(self.text(ETCD_ENDPOINTS).split(","))
+
+    @property
+    def collector_named(self) -> bool:
+        """Whether traces are wanted: a collector is named, and OpenTelemetry is not switched off."""
+        named = self._variables.get(COLLECTOR) or self._variables.get(TRACE_COLLECTOR)
+        return bool(named) and self._variables.get("OTEL_SDK_DISABLED", "").lower() != "true"
+
+    def etcd_authorities(self) -> Path | None:
+        """Where the authorities' certificates lie; None where etcd is spoken to without TLS."""
+        file = self.path(SECRETS_DIR) / ETCD_AUTHORITIES
+        return file if file.exists() else None

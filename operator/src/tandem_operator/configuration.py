@@ -37,12 +37,28 @@ class ImageSettings(Contract):
 
 
 class EtcdSettings(Contract):
-    """``auth``: each job gets a user, made by the operator's own, whose credentials lie in CREDENTIALS_DIR."""
+    """``auth``: each job gets a user, made by the operator's own, whose credentials lie in CREDENTIALS_DIR.
+
+    ``authorities_file``: PEM file with the authorities that etcd's certificate is signed by; without it, no TLS.
+    """
 
     endpoints: tuple[str, ...] = Field(min_length=1)
     auth: bool = False
+    authorities_file: Path | None = None
     namespace: str | None = None
     pod_labels: dict[str, str] = Field(default_factory=dict)
+
+    def platform(self) -> Etcd:
+        """What jobs are told of it.
+
+        Raises:
+            UserError: the authorities' file cannot be read.
+        """
+        try:
+            authorities = self.authorities_file.read_text() if self.authorities_file else None
+        except OSError as error:
+            raise UserError(Problem(str(self.authorities_file), f"cannot be read: {error.strerror}")) from error
+        return Etcd(self.endpoints, self.auth, self.namespace, self.pod_labels, authorities)
 
 
 class LeaderElection(Contract):
@@ -98,7 +114,7 @@ class Configuration(Contract):
         gang: Gang | None = allowed(self.gang_scheduling, found.gang, None)
         return Platform(
             images=Images(**self.images.model_dump()),
-            etcd=Etcd(self.etcd.endpoints, self.etcd.auth, self.etcd.namespace, self.etcd.pod_labels),
+            etcd=self.etcd.platform(),
             capabilities=Capabilities(
                 pod_level_resources=allowed(self.pod_level_resources, found.pod_level_resources, False),
                 resource_api=found.resource_api,

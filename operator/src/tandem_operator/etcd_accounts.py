@@ -5,6 +5,8 @@ Through etcd's HTTP gateway, since user management is no part of the client libr
 """
 
 import base64
+import ssl
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -32,10 +34,16 @@ class AccountError(TryAgain):
 
 
 class Accounts:
-    """Makes and removes accounts as etcd's root user. Use as ``async with``."""
+    """Makes and removes accounts as etcd's root user. With ``authorities``, a PEM file, over TLS.
 
-    def __init__(self, endpoints: tuple[str, ...], username: str, password: str) -> None:
+    Use as ``async with``.
+    """
+
+    def __init__(
+        self, endpoints: tuple[str, ...], username: str, password: str, authorities: Path | None = None
+    ) -> None:
         self._endpoints = endpoints
+        self._authorities = authorities
         self._username = username
         self._password = password
         self._token: str | None = None
@@ -43,7 +51,9 @@ class Accounts:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_SECONDS))
+        tls = ssl.create_default_context(cafile=self._authorities) if self._authorities else False
+        connector = aiohttp.TCPConnector(ssl=tls)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=_SECONDS))
         return self
 
     async def __aexit__(
@@ -106,7 +116,7 @@ class Accounts:
     async def _post(self, call: str, fine: tuple[str, ...] = (), **body: Any) -> Any:
         assert self._session is not None, "enter the Accounts first"
         endpoint = self._endpoints[self._attempt % len(self._endpoints)]
-        url = f"http://{endpoint}/v3/auth/{call}"
+        url = f"{'https' if self._authorities else 'http'}://{endpoint}/v3/auth/{call}"
         headers = {"Authorization": self._token} if self._token else {}
         try:
             async with self._session.post(url, json=body, headers=headers) as response:

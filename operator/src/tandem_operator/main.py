@@ -135,10 +135,14 @@ async def operate(configuration: Configuration, identity: str) -> int:
     credentials = etcd_credentials()
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(Cluster(login))
-        store = await stack.enter_async_context(Store(configuration.etcd.endpoints, *(credentials or ())))
+        etcd = configuration.etcd
+        username, password = credentials or (None, None)
+        store = await stack.enter_async_context(
+            Store(etcd.endpoints, username, password, authorities=etcd.authorities_file)
+        )
         accounts = None
-        if configuration.etcd.auth and credentials:
-            accounts = await stack.enter_async_context(Accounts(configuration.etcd.endpoints, *credentials))
+        if etcd.auth and credentials:
+            accounts = await stack.enter_async_context(Accounts(etcd.endpoints, *credentials, etcd.authorities_file))
         platform = configuration.platform(await cluster.discover())
         log.info("knows the cluster", capabilities=str(platform.capabilities))
         controller = Controller(cluster, store, accounts, platform, configuration.namespaces)

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ import structlog
 from aetcd import exceptions as etcd_errors
 
 from tandem_api.errors import Fenced, TryAgain
+from tandem_phases.secure import SecureClient
 
 log = structlog.get_logger()
 
@@ -110,7 +112,7 @@ class Store:
     """A connection to etcd.
 
     Every call raises :class:`TryAgain` when etcd cannot be reached in time; the next call connects again, to the
-    next endpoint. Use as ``async with Store(endpoints) as store``.
+    next endpoint. With ``authorities``, a PEM file, over TLS. Use as ``async with Store(endpoints) as store``.
     """
 
     def __init__(
@@ -119,8 +121,10 @@ class Store:
         username: str | None = None,
         password: str | None = None,
         timeout: float = REQUEST_TIMEOUT,
+        authorities: Path | None = None,
     ) -> None:
         self._endpoints = endpoints
+        self._authorities = authorities
         self._credentials = {"username": username, "password": password} if username else {}
         self._timeout = timeout
         self._attempt = 0
@@ -137,8 +141,10 @@ class Store:
     async def _connect(self) -> aetcd.Client:
         if self._client is None:
             host, _, port = self._endpoints[self._attempt % len(self._endpoints)].rpartition(":")
-            self._client = aetcd.Client(
-                host=host, port=int(port), timeout=self._timeout, options=_GRPC_OPTIONS, **self._credentials
+            settings: dict[str, Any] = {"host": host, "port": int(port), "timeout": self._timeout, "options": _GRPC_OPTIONS}
+            settings |= self._credentials
+            self._client = (
+                SecureClient(self._authorities, **settings) if self._authorities else aetcd.Client(**settings)
             )
         await self._client.connect()
         return self._client

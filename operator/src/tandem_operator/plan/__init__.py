@@ -30,7 +30,7 @@ def plan(
     devices = job.spec.hybrid.accelerators
     objects = [
         settings.service_account(job),
-        settings.secrets(job, secrets),
+        settings.secrets(job, secrets, platform.etcd.authorities),
         settings.job_file(job),
         storage.buffer_volume(job, platform),
         network.orchestrator_service(job),

@@ -35,12 +35,14 @@ class Etcd:
 
     ``endpoints`` are ``host:port``. With ``authenticated`` every job has a user of its own. ``pod_labels`` select
     etcd's pods in namespace ``namespace`` for NetworkPolicies; without them any address on etcd's ports is allowed.
+    ``authorities`` are PEM certificates, with which etcd is spoken to over TLS.
     """
 
     endpoints: tuple[str, ...]
     authenticated: bool = False
     namespace: str | None = None
     pod_labels: Mapping[str, str] = field(default_factory=dict)
+    authorities: str | None = None
 
     @property
     def ports(self) -> tuple[int, ...]:
