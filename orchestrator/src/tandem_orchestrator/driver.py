@@ -5,6 +5,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -31,6 +32,10 @@ from tandem_phases.phase import SeenPhase, current, move
 from tandem_phases.store import Entry, Store
 from tandem_phases.transitions import Facts, Next, failed, first_phase, next_phase
 
+if TYPE_CHECKING:
+    # OpenTelemetry is imported only where a collector is named.
+    from tandem_orchestrator.traces import Traces
+
 log = structlog.get_logger()
 
 LEASE_SECONDS = 10.0
@@ -53,13 +58,16 @@ class Driver:
     and ends this process; the next orchestrator goes on from the phase it finds.
     """
 
-    def __init__(self, job: Job, run: Run, store: Store, identity: str, metrics: RunMetrics) -> None:
+    def __init__(
+        self, job: Job, run: Run, store: Store, identity: str, metrics: RunMetrics, traces: "Traces | None" = None
+    ) -> None:
         self._job = job
         self._spec = job.spec
         self._run = run
         self._store = store
         self._identity = identity
         self._metrics = metrics
+        self._traces = traces
         self._keys = JobKeys(job.namespace, job.name, job.uid)
         self._ledger = Ledger()
         self._incarnations: dict[int, str] = {}
@@ -272,6 +280,8 @@ class Driver:
                 self._write_metrics(record.iteration, record.weight_version, now)
                 self._evaluated = self._run.rollout_complete
             case PhaseName.RELEASE:
+        if self._traces is not None:
+            self._traces.left(lines, ended.failure)
                 await self._close_rollout()
             case PhaseName.HANDOFF if self._ledger.trained:
                 self._write_metrics(record.iteration - 1, record.weight_version - 1, now)

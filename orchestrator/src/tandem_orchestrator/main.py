@@ -6,12 +6,13 @@ import signal
 import sys
 import uuid
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 import structlog
 from aiohttp import web
 
 from tandem_api import environment as names
-from tandem_api.environment import Environment
+from tandem_api.environment import Environment, Job
 from tandem_api.errors import TandemError, UserError
 from tandem_api.exposition import registry, served
 from tandem_api.logs import configure
@@ -21,6 +22,9 @@ from tandem_orchestrator.http import application
 from tandem_orchestrator.metrics import RunMetrics
 from tandem_orchestrator.run import Run
 from tandem_phases.store import Store
+
+if TYPE_CHECKING:
+    from tandem_orchestrator.traces import Traces
 
 log = structlog.get_logger()
 
@@ -46,7 +50,19 @@ async def orchestrator(env: Environment) -> PhaseRecord | None:
             Store(env.etcd_endpoints(), secrets.etcd_username, secrets.etcd_password)
         )
         identity = f"{env.text(names.POD_NAME)}/{uuid.uuid4().hex}"
-        return await until_terminated(Driver(job, run, store, identity, metrics))
+        traces = await traced(job, env, stack)
+        return await until_terminated(Driver(job, run, store, identity, metrics, traces))
+
+
+async def traced(job: Job, env: Environment, stack: AsyncExitStack) -> "Traces | None":
+    """Traces for the collector that the environment names, if it does."""
+    if not env.collector_named:
+        return None
+    from tandem_orchestrator import traces
+
+    made = traces.collected(job, env.path(names.STATE_DIR))
+    stack.push_async_callback(asyncio.to_thread, made.close)
+    return made
 
 
 async def until_terminated(driver: Driver) -> PhaseRecord | None:

@@ -17,6 +17,7 @@ from tandem_api.messages.work import LeaseGrant, LeaseRequest, SegmentBatch, Seg
 from tandem_orchestrator.batches import Body
 from tandem_orchestrator.buffer import Buffer
 from tandem_orchestrator.corpus import Corpus
+from tandem_orchestrator.curves import Curves
 from tandem_orchestrator.metrics_log import JsonLines
 from tandem_orchestrator.results import BatchSummary, EvaluationResult
 from tandem_orchestrator.rollouts import Rollout
@@ -71,6 +72,7 @@ class Run:
         self.timeline = JsonLines(state_dir / "timeline.jsonl")
 
     async def prepare(self) -> None:
+        self._curves = Curves(state_dir)
         """Read the data, the tokenizer and the buffer, and check that every prompt can be scored.
 
         Raises:
@@ -152,8 +154,10 @@ class Run:
         return found.accuracy if found else None
 
     def trained(self, iteration: int, metrics: Mapping[str, Any]) -> None:
-        """Add the line of ``iteration`` to metrics.jsonl, in the place of an earlier one."""
-        self.metrics.write({"iteration": iteration, **metrics})
+        """Add the line of ``iteration`` to metrics.jsonl, in the place of an earlier one, and to the curves."""
+        line = {"iteration": iteration, **metrics}
+        self.metrics.write(line)
+        self._curves.add(line)
 
     async def durable(self, iteration: int, checkpoint: str) -> None:
         """``checkpoint`` holds the weights after ``iteration`` iterations, and is on disk.
