@@ -66,6 +66,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"etcd": {"tls": True}}, "etcd/tls"),
     ({"networkPolicies": {"enable": True}}, "networkPolicies"),
     ({"monitoring": {"serviceMonitor": {"interval": "often"}}}, "monitoring/serviceMonitor/interval"),
+    ({"monitoring": {"traces": {"endpoint": "collector:4318"}}}, "monitoring/traces/endpoint"),
     ({"fullnameOverride": "Tandem"}, "fullnameOverride"),
 ]
 

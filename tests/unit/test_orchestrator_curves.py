@@ -2,7 +2,6 @@
 """TensorBoard reads the event files with its own reader, and the history has the keys of a W&B run."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,7 @@ def test_a_volume_without_room_loses_a_step_and_not_those_after_it(tmp_path: Pat
     full, link = Path("/dev/full"), next((tmp_path / "tensorboard").iterdir())
     kept = tmp_path / "kept"
     link.rename(kept)
-    os.symlink(full, link)
+    link.symlink_to(full)
     events.add(1, {"reward/mean": 1.0}, now=2.0)
     link.unlink()
     kept.rename(link)

@@ -2,6 +2,7 @@
 """The other objects of a job, and what ties them together."""
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -117,6 +118,22 @@ def test_pods_may_leave_for_etcd_and_judges_and_the_hub_only_where_the_job_needs
     assert ports(judged, "hybrid") == {53, 2379, 8080}
     assert ports(hub, "hybrid") == {53, 2379, 8080, 443}
     assert ports(local, "hybrid") == {53, 2379, 8080}
+
+
+def test_the_orchestrator_reaches_the_collector_that_the_cluster_or_the_job_names() -> None:
+    def seen(job: RLJobObject, **changes: Any) -> tuple[set[int], str | None]:
+        place = replace(platform(), **changes)
+        made = {(found["kind"], found["metadata"]["name"]): found for found in plan(job, place, SECRETS)}
+        egress = made["NetworkPolicy", "sums-orchestrator"]["spec"]["egress"]
+        (container,) = made["Job", "sums-orchestrator"]["spec"]["template"]["spec"]["containers"]
+        told = {variable["name"]: variable.get("value") for variable in container["env"]}
+        ports = {port["port"] for rule in egress for port in rule["ports"]}
+        return ports - {53, 2379}, told.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+
+    own = rljob(orchestrator={"env": [{"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "https://traces.example.com"}]})
+    assert seen(rljob()) == (set(), None)
+    assert seen(rljob(), trace_collector="http://collector:4318") == ({4318}, "http://collector:4318")
+    assert seen(own, trace_collector="http://collector:4318") == ({443}, "https://traces.example.com")
 
 
 def test_planning_twice_gives_the_same() -> None:

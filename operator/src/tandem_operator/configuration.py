@@ -72,7 +72,7 @@ class LeaderElection(Contract):
 
 
 class Configuration(Contract):
-    """``namespaces``: those whose RLJobs are looked after; none means all."""
+    """``namespaces``: those whose RLJobs are looked after; none means all. ``trace_collector``: a URL (OTLP over HTTP)."""
 
     images: ImageSettings
     etcd: EtcdSettings
@@ -84,6 +84,7 @@ class Configuration(Contract):
     pod_monitors: Choice = Choice.AUTO
     pod_level_resources: Choice = Choice.AUTO
     storage_class_name: str | None = None
+    trace_collector: str | None = None
     monitoring_namespace_labels: dict[str, str] = Field(
         default_factory=lambda: {"kubernetes.io/metadata.name": "monitoring"}
     )
@@ -122,6 +123,7 @@ class Configuration(Contract):
                 pod_monitor=allowed(self.pod_monitors, found.pod_monitor, False),
             ),
             storage_class_name=self.storage_class_name,
+            trace_collector=self.trace_collector,
             monitoring_namespace_labels=self.monitoring_namespace_labels,
         )
 

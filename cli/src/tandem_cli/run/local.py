@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from tandem_api.environment import Secrets
+from tandem_api.environment import COLLECTOR, Secrets
 from tandem_api.rljob import RLJobObject
 from tandem_cli.local.etcd import embedded_etcd
 from tandem_cli.local.kubelet import Kubelet
@@ -69,4 +69,5 @@ def _node(job: RLJobObject, directory: RunDirectory, subnet: Subnet, scratch: Sc
 def _platform(endpoint: str) -> Platform:
     # Images name nothing here: a container's command is run by this interpreter.
     images = Images("local", "local", "local")
-    return Platform(images, Etcd((endpoint,)), termination_grace_seconds=_GRACE_SECONDS)
+    collector = os.environ.get(COLLECTOR)
+    return Platform(images, Etcd((endpoint,)), trace_collector=collector, termination_grace_seconds=_GRACE_SECONDS)

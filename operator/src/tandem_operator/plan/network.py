@@ -4,6 +4,7 @@
 NetworkPolicies add up: a user who needs more (a reward service on another port) writes one beside these.
 """
 
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from tandem_api import environment as env
@@ -34,10 +35,10 @@ def hybrid_service(job: RLJobObject) -> Manifest:
 
 
 def orchestrator_policy(job: RLJobObject, platform: Platform) -> Manifest:
-    """In: the job's sidecars and trainers, and monitoring. Out: DNS, etcd, reward services, the model hub."""
+    """In: the job's sidecars and trainers, and monitoring. Out: DNS, etcd, reward services, traces, the model hub."""
     hybrid = {"podSelector": {"matchLabels": identity.selector(job, identity.HYBRID)}}
     ingress = [{"from": [hybrid], "ports": _tcp(env.ORCHESTRATOR_PORT)}, _monitoring(platform)]
-    egress = [*_egress(job, platform), *_judges(job)]
+    egress = [*_egress(job, platform), *_judges(job), *_collectors(job, platform)]
     return _policy(job, identity.ORCHESTRATOR, identity.orchestrator_name(job.metadata.name), ingress, egress)
 
 
@@ -85,6 +86,16 @@ def _egress(job: RLJobObject, platform: Platform) -> list[Manifest]:
 
 
 def _judges(job: RLJobObject) -> list[Manifest]:
-    urls = [urlsplit(reward.judge.url) for reward in job.spec.rewards if reward.judge]
-    ports = sorted({url.port or (443 if url.scheme == "https" else 80) for url in urls})
+    return _urls(reward.judge.url for reward in job.spec.rewards if reward.judge)
+
+
+def _collectors(job: RLJobObject, platform: Platform) -> list[Manifest]:
+    own = {variable["name"]: variable.get("value") for variable in job.spec.orchestrator.env}
+    named = {env.COLLECTOR: platform.trace_collector} | own
+    return _urls(url for name in (env.COLLECTOR, env.TRACE_COLLECTOR) if (url := named.get(name)))
+
+
+def _urls(urls: Iterable[str]) -> list[Manifest]:
+    parts = [urlsplit(url) for url in urls]
+    ports = sorted({url.port or (443 if url.scheme == "https" else 80) for url in parts})
     return [{"ports": _tcp(*ports)}] if ports else []

@@ -37,7 +37,8 @@ def _template(job: RLJobObject, platform: Platform) -> Manifest:
 
 def _container(job: RLJobObject, platform: Platform) -> Manifest:
     settings = job.spec.orchestrator
-    variables = pods.environment(job, platform, **{env.STATE_DIR: pods.STATE_DIR})
+    collector = {env.COLLECTOR: platform.trace_collector} if platform.trace_collector else {}
+    variables = pods.environment(job, platform, **{env.STATE_DIR: pods.STATE_DIR}, **collector)
     return pods.container(
         "orchestrator",
         settings.image or platform.images.orchestrator,

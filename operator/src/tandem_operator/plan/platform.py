@@ -72,12 +72,16 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """The place a job runs in. One value for all jobs of an operator."""
+    """The place a job runs in. One value for all jobs of an operator.
+
+    ``trace_collector`` is the URL to which orchestrators send traces; a job's own environment replaces it.
+    """
 
     images: Images
     etcd: Etcd
     capabilities: Capabilities = Capabilities()
     storage_class_name: str | None = None
+    trace_collector: str | None = None
     orchestrator_resources: Mapping[str, Any] = field(
         default_factory=lambda: {"requests": {"cpu": "250m", "memory": "512Mi"}}
     )
