@@ -72,7 +72,7 @@ class LeaderElection(Contract):
 
 
 class Configuration(Contract):
-    """``namespaces``: those whose RLJobs are looked after; none means all. ``trace_collector``: a URL (OTLP over HTTP)."""
+    """``namespaces``: those whose RLJobs are looked after; none means all. ``trace_collector``: URL, OTLP over HTTP."""
 
     images: ImageSettings
     etcd: EtcdSettings
