@@ -68,7 +68,7 @@ def seconds_an_iteration(spec: RLJobSpec, members: int, iterations: int = 20) ->
                 metrics.left(record, acks, lines, failed=False)
             metrics.learned({"rewardMean": 0.5}, batch)
             for _ in range(int(ITERATION_SECONDS)):
-                metrics.progressed(Progress(), buffer_full=False)
+                metrics.progressed(Progress())
             generate_latest(registry)
             spent += time.process_time() - began
     return spent / iterations

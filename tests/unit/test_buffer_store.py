@@ -166,10 +166,14 @@ async def test_writes_that_wait_together_are_one_commit_and_each_has_its_own_res
     assert isinstance(results[-1], sqlite3.IntegrityError)
 
 
-async def test_a_full_volume_loses_nothing_and_work_goes_on_when_there_is_room(tmp_path: Path):
-    buffer = Buffer(tmp_path / "buffer.sqlite")
+def limit(buffer: Buffer, pages: int) -> None:
+    """As if the volume had this size; the writer must be idle."""
+    buffer._writer._connection.execute(f"PRAGMA max_page_count = {pages}")
+
+
+async def test_a_full_volume_loses_nothing_and_work_goes_on_when_there_is_room(buffer: Buffer):
     await buffer.add_groups([group(1, 64)])
-    await buffer._write(lambda db: db.execute("PRAGMA max_page_count = 60").fetchone())
+    limit(buffer, 60)
     stored, refused = [], []
     for sample in range(64):
         try:
@@ -181,10 +185,74 @@ async def test_a_full_volume_loses_nothing_and_work_goes_on_when_there_is_room(t
     assert refused
     assert buffer.full
     assert all(len(made.tokens) == 1000 for made in (await buffer.generated(stored)).values())
-    await buffer._write(lambda db: db.execute("PRAGMA max_page_count = 100000").fetchone())
+    limit(buffer, 100_000)
     assert await buffer.append([row(refused[0], 0, 1)], 0) == [Outcome.STORED]
     assert not buffer.full
+    assert buffer.full_seconds > 0
+
+
+async def test_looking_for_room_finds_it_without_a_write_of_anybody(buffer: Buffer):
+    await buffer.add_groups([group(1)])
+    limit(buffer, 60)
+    with pytest.raises(BufferFull):
+        await buffer.append([row("1-0", 0, *range(60_000))], 0)
+    await buffer.look_for_room()
+    assert buffer.full
+    limit(buffer, 100_000)
+    await buffer.look_for_room()
+    assert not buffer.full
+
+
+async def test_what_must_be_written_waits_for_room(buffer: Buffer):
+    await buffer.add_groups([group(1)])
+    limit(buffer, 30)
+    adding = asyncio.create_task(buffer.add_groups([group(number, 8) for number in range(2, 500)]))
+    async with asyncio.timeout(10):
+        while not buffer.full:  # noqa: ASYNC110 - another thread finds it
+            await asyncio.sleep(0.01)
+    assert not adding.done()
+    limit(buffer, 100_000)
+    await adding
+    assert len((await buffer.live())[0]) == 499
+
+
+async def finished_batch(buffer: Buffer, number: int) -> None:
+    await buffer.begin_iteration(number, number)
+    await buffer.add_groups([group(number, 1, iteration=number)])
+    await buffer.append([row(f"{number}-0", 0, *range(20_000), state=State.FINISHED)], number)
+    await buffer.add_batch(BatchRow(number, ((f"{number}-0", 0.0, 0),), "{}", ""), [number], [], {})
+
+
+async def test_a_bounded_buffer_gives_up_durable_tokens_first_and_never_others(tmp_path: Path):
+    path = tmp_path / "buffer.sqlite"
+    buffer = Buffer(path, most_bytes=700_000)
+    for number in (1, 2, 3):
+        await finished_batch(buffer, number)
+    await buffer.durable(3, "/checkpoints/3")
+    for number in (4, 5):
+        await finished_batch(buffer, number)
+    held = [len(made.tokens) for made in (await buffer.generated(f"{number}-0" for number in range(1, 6))).values()]
+    assert held[:2] != [20_000, 20_000]
+    assert held[2:] == [20_000] * 3
+    await finished_batch(buffer, 6)
+    await buffer.add_groups([group(7, 1)])
+    with pytest.raises(BufferFull):
+        await buffer.append([row("7-0", 0, *range(20_000))], 7)
+    kept = await buffer.generated(f"{number}-0" for number in (3, 4, 5, 6))
+    assert [len(made.tokens) for made in kept.values()] == [20_000] * 4
     buffer.close()
+    assert path.stat().st_size <= 700_000
+
+
+async def test_groups_given_up_are_deleted_with_the_batch_of_their_time(buffer: Buffer):
+    await buffer.add_groups([group(100, 1)])
+    await buffer.append([row("100-0", 0, *range(500))], 0)
+    await buffer.begin_iteration(1, 1)
+    await buffer.drop_groups([100], "too old to go on with")
+    await finished_batch(buffer, 1)
+    await buffer.durable(2, "/checkpoints/2")
+    assert await buffer.prune(0) == 1
+    assert len((await buffer.generated(["100-0"]))["100-0"].tokens) == 0
 
 
 def test_a_buffer_of_a_newer_version_is_refused(tmp_path: Path):

@@ -14,7 +14,7 @@ from tandem_api import metrics as declared
 from tandem_api.exposition import counter, gauge, served
 from tandem_api.manifest import load
 from tandem_api.messages.phases import Ack, Outcome, PhaseName, PhaseRecord, Progress, Step, Switch
-from tandem_api.messages.work import Finish
+from tandem_api.messages.work import Finish, Segment
 from tandem_api.metrics import Process
 from tandem_api.metrics_page import PAGE, page
 from tandem_api.spec import RLJobSpec
@@ -22,7 +22,6 @@ from tandem_orchestrator.ledger import timeline_lines
 from tandem_orchestrator.metrics import RunMetrics
 from tandem_orchestrator.metrics_log import JsonLines
 from tandem_orchestrator.results import BatchSummary
-from tandem_sidecar.engine_client import Generation
 from tandem_sidecar.metrics import MemberMetrics
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +74,7 @@ def run(spec: RLJobSpec, directory: Path, epochs: int) -> CollectorRegistry:
             timeline.write(line)
         metrics.left(phase, acks, lines, failed=False)
         metrics.learned({"rewardMean": 0.5, "evalAccuracy": None, "logprobDiffMax": 1e-3}, batch(epoch))
-        metrics.progressed(Progress(last_switch=Switch(to_train_seconds=3.0)), buffer_full=False)
+        metrics.progressed(Progress(last_switch=Switch(to_train_seconds=3.0)))
     return registry
 
 
@@ -157,7 +156,8 @@ def test_a_sidecar_counts_tokens_restarts_and_what_it_does() -> None:
     metrics.engine_gone()
     metrics.engine_started(again=True)
     metrics.works_on(PhaseName.START)
-    metrics.generated(Generation((1, 2, 3), (0.0, 0.0, 0.0), (), Finish.STOP))
+    segment = {"offset": 0, "tokens": (1, 2, 3), "logprobs": (0.0, 0.0, 0.0), "versions": (), "finish": Finish.STOP}
+    metrics.generated(Segment(trajectory="1-0", **segment))
     assert value(registry, "tandem_engine_restarts_total") == 1
     assert value(registry, "tandem_engine_up") == 1
     assert value(registry, "tandem_tokens_total") == 3

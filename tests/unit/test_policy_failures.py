@@ -74,7 +74,8 @@ CASES = [
         ["sums-hybrid", "exceeded quota: gpus"],
     ),
     (running(etcd_error="connection refused"), "EtcdUnreachable", ["connection refused", "keeps its work"]),
-    (running(progress=Progress(error="the buffer's disk is full")), "OrchestratorProblem", ["disk is full"]),
+    (running(progress=Progress(error="nothing can be trained on")), "OrchestratorProblem", ["nothing can be"]),
+    (running(progress=Progress(buffer_full=True)), "BufferFull", ["the job waits for room"]),
     (Observed(refusal="Service is invalid"), "ObjectsRefused", ["Service is invalid"]),
 ]
 

@@ -1,13 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Logging of all processes: a sentence with fields; JSON in pods, colour on a terminal."""
 
+import contextlib
 import logging
 import os
 import sys
+from typing import TextIO, cast
 
 import structlog
 
 from tandem_api.environment import LOG_FORMAT
+
+
+class _StandardError:
+    """Standard error, which may be a file on a volume without room: a line that cannot be written is lost."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
 
 
 def configure(**fields: object) -> None:
@@ -26,6 +40,6 @@ def configure(**fields: object) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _StandardError())),
     )
     structlog.contextvars.bind_contextvars(**fields)

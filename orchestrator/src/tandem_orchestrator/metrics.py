@@ -72,11 +72,11 @@ class RunMetrics:
         """An iteration is over: its line of metrics.jsonl and its batch."""
         self._learning.learned(line, batch)
 
-    def progressed(self, progress: Progress, buffer_full: bool) -> None:
+    def progressed(self, progress: Progress) -> None:
         """How far the run is."""
         self._checkpoint.set(progress.checkpoint_iteration or 0)
         self._switches.switched(progress.last_switch)
-        self._buffer.holds(progress, self._state_dir, buffer_full)
+        self._buffer.holds(progress, self._state_dir)
 
     def _count_on(self, timeline: Path) -> None:
         if not timeline.exists():
@@ -170,13 +170,13 @@ class _BufferMetrics:
         self._free = gauge(declared.BUFFER_FREE_BYTES, registry)
         self._full = gauge(declared.BUFFER_FULL, registry)
 
-    def holds(self, progress: Progress, state_dir: Path, full: bool) -> None:
+    def holds(self, progress: Progress, state_dir: Path) -> None:
         self._trajectories.labels("finished").set(progress.buffer.finished)
         self._trajectories.labels("partial").set(progress.buffer.partial)
         self._tokens.set(progress.buffer.tokens)
         self._bytes.set(sum(_sizes(state_dir / name for name in _BUFFER_FILES)))
         self._free.set(shutil.disk_usage(state_dir).free)
-        self._full.set(full)
+        self._full.set(progress.buffer_full)
 
 
 def _sizes(paths: Iterable[Path]) -> list[int]:

@@ -15,7 +15,7 @@ from tandem_api.errors import Fenced, TryAgain
 from tandem_api.messages.phases import BufferCounts
 from tandem_api.messages.work import LeaseGrant, LeaseRequest, SegmentBatch, SegmentReceipt
 from tandem_orchestrator.batches import Body
-from tandem_orchestrator.buffer import Buffer
+from tandem_orchestrator.buffer import Buffer, BufferFull
 from tandem_orchestrator.corpus import Corpus
 from tandem_orchestrator.curves import Curves
 from tandem_orchestrator.metrics_log import JsonLines
@@ -26,6 +26,8 @@ from tandem_orchestrator.serving import BatchServer
 log = structlog.get_logger()
 
 _EXPIRY_PERIOD = 1.0
+_BUFFER_SHARE = 0.75
+"""Of ``orchestrator.storage``; the rest is for the write-ahead log, metrics, timeline and a made model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +72,9 @@ class Run:
         self._evaluations: dict[int, EvaluationResult] = {}
         self.metrics = JsonLines(state_dir / "metrics.jsonl", key="iteration")
         self.timeline = JsonLines(state_dir / "timeline.jsonl")
+        self._curves = Curves(state_dir)
 
     async def prepare(self) -> None:
-        self._curves = Curves(state_dir)
         """Read the data, the tokenizer and the buffer, and check that every prompt can be scored.
 
         Raises:
@@ -81,7 +83,7 @@ class Run:
         self._state_dir.mkdir(parents=True, exist_ok=True)
         corpus = await asyncio.to_thread(Corpus.read, self._job, self._state_dir)
         warmup = await asyncio.to_thread(corpus.warmup)
-        buffer = Buffer(self._state_dir / "buffer.sqlite")
+        buffer = Buffer(self._state_dir / "buffer.sqlite", int(_BUFFER_SHARE * self._job.spec.orchestrator.storage))
         self._open = _Opened(corpus, warmup, buffer, BatchServer(buffer, corpus))
         self._summaries = {n: BatchSummary.parse(text) for n, text in (await buffer.summaries()).items()}
         self._evaluations = {n: EvaluationResult.parse(text) for n, text in (await buffer.evaluations()).items()}
@@ -162,7 +164,8 @@ class Run:
     async def durable(self, iteration: int, checkpoint: str) -> None:
         """``checkpoint`` holds the weights after ``iteration`` iterations, and is on disk.
 
-        From here on the batches before it may be pruned: the buffer keeps to half of ``orchestrator.storage``.
+        From here on the batches before it may be pruned: the buffer keeps to half of ``orchestrator.storage``, and
+        grows to three quarters of it between checkpoints.
         """
         await self._opened.buffer.durable(iteration, checkpoint)
         pruned = await self._opened.buffer.prune(self._job.spec.orchestrator.storage // 2)
@@ -184,8 +187,13 @@ class Run:
 
     @property
     def buffer_full(self) -> bool:
-        """Whether the volume had no room for the last write: nothing is lost, work waits until there is room."""
+        """Whether there was no room for the last write: nothing is lost, nothing is leased until there is room."""
         return self._opened.buffer.full
+
+    @property
+    def buffer_full_seconds(self) -> float:
+        """For how long there was no room since :meth:`prepare`, all times together."""
+        return self._opened.buffer.full_seconds
 
     @property
     def skipped_records(self) -> int:
@@ -207,10 +215,14 @@ class Run:
         Raises:
             Fenced: the member is in an older epoch.
             TryAgain: the member is ahead of us, or no rollout is open.
+            BufferFull: there is no room for what it would generate.
         """
         until = time.monotonic() + request.wait
         await self._reach(request.epoch, until)
         rollout = self._current
+        if self.buffer_full:
+            await rollout.grant(request.model_copy(update={"capacity": 0}), time.monotonic())
+            raise BufferFull("the replay buffer is full; nothing is leased until there is room")
         while True:
             news = rollout.news
             leases = await rollout.grant(request, time.monotonic())
@@ -277,6 +289,7 @@ class Run:
         while True:
             await asyncio.sleep(_EXPIRY_PERIOD)
             rollout.expire(time.monotonic())
+            await self._opened.buffer.look_for_room()
 
 
 @dataclass(frozen=True, slots=True)

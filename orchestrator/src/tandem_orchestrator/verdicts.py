@@ -7,13 +7,11 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from tandem_api.records import Record
-from tandem_orchestrator.buffer import Buffer, BufferFull, ScoreRow
+from tandem_orchestrator.buffer import Buffer, ScoreRow
 from tandem_orchestrator.corpus import Corpus
 from tandem_orchestrator.rewards.score import Unscored
 
 log = structlog.get_logger()
-
-_RETRY_SECONDS = 1.0
 
 
 class Verdicts:
@@ -73,12 +71,5 @@ class Verdicts:
         except Unscored as error:
             log.warning("a response could not be scored", trajectory=trajectory, reason=str(error))
             row = ScoreRow(trajectory, None, error=error.reason)
-        while True:
-            try:
-                await self._buffer.score([row])
-                await self._settled(row)
-            except BufferFull as error:
-                log.warning("a score waits for room in the buffer", error=str(error))
-                await asyncio.sleep(_RETRY_SECONDS)
-            else:
-                return
+        await self._buffer.score([row])
+        await self._settled(row)

@@ -52,7 +52,8 @@ class PhaseRecord(Message):
     ``epoch`` grows by one with every record ever written, so an epoch names one phase of one iteration in one world.
     ``world`` grows with every recovery. ``members`` are the indices that must ack. Times are Unix seconds;
     ``deadline`` is None where a phase has none. ``checkpoint`` names the checkpoint to load (Start, Recover);
-    ``save`` asks the trainers for a checkpoint at the end of their part (Train, Warmup, Suspended).
+    ``save`` asks the trainers for a checkpoint at the end of their part (Train, Warmup, Suspended). ``restarts`` counts
+    the recoveries so far: it is kept here so that it outlives the orchestrator.
     """
 
     epoch: int
@@ -65,6 +66,7 @@ class PhaseRecord(Message):
     deadline: float | None = None
     checkpoint: str | None = None
     save: bool = False
+    restarts: int = 0
     reason: str | None = None
 
 
@@ -136,7 +138,10 @@ class Switch(Message):
 
 
 class Progress(Message):
-    """orchestrator -> operator: what status shows beyond the phase; written at most once a second."""
+    """orchestrator -> operator: what status shows beyond the phase; written at most once a second.
+
+    ``buffer_full``: the job waits until the replay buffer has room.
+    """
 
     iteration: int = 0
     iterations: int = 0
@@ -147,6 +152,7 @@ class Progress(Message):
     rollout_wanted: int = 0
     epoch_of_prompts: int = 0
     buffer: BufferCounts = BufferCounts()
+    buffer_full: bool = False
     phase_seconds: dict[str, float] = {}
     last_switch: Switch = Switch()
     checkpoint_iteration: int | None = None

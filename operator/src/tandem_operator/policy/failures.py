@@ -42,6 +42,8 @@ def _troubles(observed: Observed, now: float) -> Iterator[Trouble]:
     for pod in observed.pods:
         if pod.active:
             yield from _of_pod(pod, observed, now)
+    if observed.progress and observed.progress.buffer_full:
+        yield Trouble("BufferFull", "The replay buffer is full; the job waits for room. Enlarge its volume.")
     if observed.progress and observed.progress.error:
         yield Trouble("OrchestratorProblem", observed.progress.error)
 

@@ -16,8 +16,8 @@ from tandem_orchestrator.buffer.rows import (
     State,
     TrajectoryRow,
 )
+from tandem_orchestrator.buffer.schema import BufferFull
 from tandem_orchestrator.buffer.store import Buffer
-from tandem_orchestrator.buffer.writer import BufferFull
 
 __all__ = [
     "BatchRow",

@@ -4,7 +4,7 @@
 import sqlite3
 from pathlib import Path
 
-from tandem_api.errors import Problem, UserError
+from tandem_api.errors import Problem, TryAgain, UserError
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -68,15 +68,40 @@ MIGRATIONS: tuple[str, ...] = (
         path TEXT NOT NULL
     );
     """,
+    """
+    CREATE TABLE room (
+        id INTEGER PRIMARY KEY,
+        filler BLOB NOT NULL
+    );
+    """,
 )
 
+_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_SHMSIZE}
 
-def connect(path: Path) -> sqlite3.Connection:
+
+class BufferFull(TryAgain):
+    """Volume or bound leave no room. Nothing of this write was kept; the same write succeeds once there is room."""
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether SQLite failed for want of room."""
+    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) in _NO_ROOM
+
+
+def full(error: sqlite3.Error) -> BufferFull:
+    """What is told of it."""
+    return BufferFull(f"the replay buffer is full ({error}); free space or enlarge the volume")
+
+
+def connect(path: Path, most_bytes: int | None = None) -> sqlite3.Connection:
     """Open the buffer at ``path`` for writing, creating it or bringing it up to date.
+
+    The file grows to ``most_bytes`` at most; a buffer that is larger already does not grow.
 
     A commit returns once its pages are on disk (write-ahead log, synchronous FULL).
 
     Raises:
+        BufferFull: the volume has no room, not even to open it.
         UserError: a newer Tandem wrote the file, or it is no database.
     """
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -86,8 +111,13 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA busy_timeout = 5000")
         connection.execute("PRAGMA wal_autocheckpoint = 4000")
         _migrate(connection, path)
+        if most_bytes is not None:
+            page = connection.execute("PRAGMA page_size").fetchone()[0]
+            connection.execute(f"PRAGMA max_page_count = {max(1, most_bytes // page)}")
     except sqlite3.DatabaseError as error:
         connection.close()
+        if no_room(error):
+            raise full(error) from error
         raise UserError(Problem(str(path), f"cannot be opened as a replay buffer: {error}")) from error
     except UserError:
         connection.close()

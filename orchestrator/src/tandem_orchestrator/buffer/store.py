@@ -2,6 +2,7 @@
 """The operations of the replay buffer. Each is one transaction, and durable when it returns."""
 
 import asyncio
+import contextlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import structlog
 
 from tandem_api.messages.work import Finish
 from tandem_orchestrator.buffer.append import append
@@ -25,10 +28,14 @@ from tandem_orchestrator.buffer.rows import (
     TrajectoryRow,
     trajectory_id,
 )
-from tandem_orchestrator.buffer.schema import connect, connect_reader
+from tandem_orchestrator.buffer.schema import BufferFull, connect, connect_reader
 from tandem_orchestrator.buffer.writer import Writer
 
+log = structlog.get_logger()
+
 _TRAJECTORY = "id, group_id, sample, state, length, oldest, spent, spent_in, finish, score, correct, error"
+_RETRY_SECONDS = 0.5
+_PROBE_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +50,17 @@ class Attempts:
 class Buffer:
     """The durable store of one run.
 
-    Life cycle: :meth:`open`, any operations from one event loop, :meth:`close`. Invariants: a segment that
+    Life cycle: construction opens it; any operations from one event loop; :meth:`close`. Invariants: a segment that
     :meth:`append` reported safe survives the death of the process and of the machine; no token is stored twice; the
     members of a batch never change and stay readable until the batch is durable (:meth:`durable`).
+
+    The file grows to ``most_bytes`` at most. A write for which that, or the volume, leaves no room deletes the tokens
+    of the oldest durable batch, as :meth:`prune` does. If there is none, :meth:`append` raises :class:`BufferFull`,
+    since its callers keep what they have; every other write waits until there is room.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._writer = Writer(connect(path))
+    def __init__(self, path: Path, most_bytes: int | None = None) -> None:
+        self._writer = Writer(connect(path, most_bytes), _prune_oldest)
         self._reads = connect_reader(path)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="buffer reader")
 
@@ -60,8 +71,13 @@ class Buffer:
 
     @property
     def full(self) -> bool:
-        """Whether the volume had no room for the last write; cleared by the next that succeeds."""
+        """Whether there was no room for the last write; cleared by the next that succeeds."""
         return self._writer.full
+
+    @property
+    def full_seconds(self) -> float:
+        """For how long it was full since it was opened, all times together."""
+        return self._writer.full_seconds
 
     @property
     def waiting_writes(self) -> int:
@@ -92,8 +108,19 @@ class Buffer:
         return await self._read(_next_group)
 
     async def append(self, rows: Sequence[SegmentRow], iteration: int) -> list[Outcome]:
-        """Store segments, each at most once; the outcomes are in the order of ``rows``."""
-        return await self._write(partial(append, rows=rows, iteration=iteration))
+        """Store segments, each at most once; the outcomes are in the order of ``rows``.
+
+        Raises:
+            BufferFull: there is no room; nothing was stored.
+        """
+        return await self._write_now(partial(append, rows=rows, iteration=iteration))
+
+    async def look_for_room(self) -> None:
+        """Write something where there was no room, so that ``full`` is true no longer than it must be."""
+        if self.full:
+            with contextlib.suppress(BufferFull):
+                await self._write_now(_fill)
+                await self._write_now(_empty)
 
     async def generated(self, trajectories: Iterable[str]) -> dict[str, Generated]:
         """What was generated so far, of each of these trajectories."""
@@ -165,6 +192,14 @@ class Buffer:
         return await self._write(partial(_prune, limit=limit))
 
     async def _write[T](self, work: Callable[[sqlite3.Connection], T]) -> T:
+        while True:
+            try:
+                return await self._write_now(work)
+            except BufferFull as error:
+                log.warning("a write waits for room in the buffer", error=str(error))
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _write_now[T](self, work: Callable[[sqlite3.Connection], T]) -> T:
         return await asyncio.wrap_future(self._writer.submit(work))
 
     async def _read[T](self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -273,6 +308,9 @@ def _score(db: sqlite3.Connection, rows: Sequence[ScoreRow]) -> None:
 
 
 def _drop(db: sqlite3.Connection, groups: list[int], reason: str, batch: int | None) -> None:
+    if batch is None:
+        # Their tokens are deleted with those of the batch that is being filled.
+        batch = db.execute("SELECT max(iteration) FROM iterations").fetchone()[0]
     db.executemany("UPDATE groups SET state = 'dropped', batch = ? WHERE id = ?", [(batch, group) for group in groups])
     db.executemany(
         "UPDATE trajectories SET state = 'dropped', error = coalesce(error, ?) WHERE group_id = ?",
@@ -330,20 +368,33 @@ def _durable(db: sqlite3.Connection, iteration: int, checkpoint: str) -> None:
     db.execute("UPDATE batches SET durable = 1 WHERE iteration < ?", (iteration,))
 
 
+def _fill(db: sqlite3.Connection) -> None:
+    db.execute("INSERT OR REPLACE INTO room VALUES (1, zeroblob(?))", (_PROBE_BYTES,))
+
+
+def _empty(db: sqlite3.Connection) -> None:
+    db.execute("DELETE FROM room")
+
+
 def _prune(db: sqlite3.Connection, limit: int) -> int:
     pruned = 0
     size = db.execute("PRAGMA page_size").fetchone()[0]
-    for (iteration,) in db.execute(
-        "SELECT iteration FROM batches WHERE durable = 1 AND pruned = 0 ORDER BY iteration"
-    ).fetchall():
+    while True:
         pages, free = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
-        if (pages - free) * size <= limit:
-            break
-        db.execute(
-            "DELETE FROM segments WHERE trajectory IN (SELECT t.id FROM trajectories t JOIN groups g "
-            "ON g.id = t.group_id WHERE g.batch = ?)",
-            (iteration,),
-        )
-        db.execute("UPDATE batches SET pruned = 1 WHERE iteration = ?", (iteration,))
+        if (pages - free) * size <= limit or not _prune_oldest(db):
+            return pruned
         pruned += 1
-    return pruned
+
+
+def _prune_oldest(db: sqlite3.Connection) -> bool:
+    """Delete the tokens of the oldest durable batch that has any; whether there was one."""
+    found = db.execute("SELECT min(iteration) FROM batches WHERE durable = 1 AND pruned = 0").fetchone()[0]
+    if found is None:
+        return False
+    db.execute(
+        "DELETE FROM segments WHERE trajectory IN (SELECT t.id FROM trajectories t JOIN groups g "
+        "ON g.id = t.group_id WHERE g.batch = ?)",
+        (found,),
+    )
+    db.execute("UPDATE batches SET pruned = 1 WHERE iteration = ?", (found,))
+    return True
