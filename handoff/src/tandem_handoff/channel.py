@@ -24,8 +24,8 @@ from tandem_handoff.errors import (
 )
 
 MAX_FRAME_BYTES = 16 * 2**20
-PROTOCOL = 1
-"""Grows with every change of the messages; both sides must speak the same."""
+PROTOCOL = 2
+"""Grows with every change of the messages or of the checksum; both sides must speak the same."""
 _LENGTH = struct.Struct("!I")
 _MAX_REASON = 2000
 

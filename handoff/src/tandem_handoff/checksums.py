@@ -1,78 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Content checks that run where the tensor lies, at memory speed on a CPU and on a GPU."""
-
-from functools import cache
+"""Content checks at memory speed, where the tensor lies. docs/decisions/checksums.md says what they find, and why."""
 
 import torch
+import xxhash
 
-_BLOCK_WORDS = 2**16
-"""Words of 8 bytes in a block: the weights (512 KiB) stay in a CPU's cache."""
+_CHUNK = 512 * 1024
+"""Bytes that are read from memory once: what is done with them next finds them in the CPU's cache."""
+_COLUMNS = 8192
+"""Words of 8 bytes in a row of the GPU's sums."""
 
 
 def checksum(tensor: torch.Tensor) -> int:
-    """A 64-bit checksum of a contiguous tensor's bytes: a multilinear hash with odd 64-bit weights, modulo 2^64.
-
-    Every change within one aligned word of 8 bytes changes it, as an odd weight has an inverse. Other accidental
-    changes go unseen with a probability below 2^-30 (Carter and Wegman 1979; the worst case is two words that differ in
-    their top bits only). It guards against accidents, not against an adversary.
-    """
-    content = tensor.detach().reshape(-1).view(torch.uint8)
-    if content.storage_offset() % 8:
-        content = content.clone()
-    whole = content.numel() // 8 * 8
-    last = torch.zeros(8, dtype=torch.uint8, device=tensor.device)
-    last[: content.numel() - whole] = content[whole:]
-    weights = _odd_weights(tensor.device)
-    sums = _weighted_sums(content[:whole].view(torch.int64), weights)
-    while sums.numel() > _BLOCK_WORDS:
-        sums = _weighted_sums(sums, weights ^ 2)
-    total = _weighted_sums(torch.cat([sums, last.view(torch.int64)]), weights ^ 2).sum()
-    return int(total.item()) % 2**64
+    """A 64-bit checksum of a tensor's bytes, in the order of its elements: XXH3, or on a GPU XXH3 of `condensed`."""
+    content = _bytes(tensor)
+    if not _on_cpu(content):
+        return xxhash.xxh3_64_intdigest(condensed(content).numpy())
+    return xxhash.xxh3_64_intdigest(content.numpy())
 
 
-def _weighted_sums(words: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """int64 [blocks]: each block's words times the weights, summed modulo 2^64."""
-    if not words.numel():
-        return words
-    scratch = torch.empty_like(weights)
-    return torch.stack([_weighted_sum(block, weights, scratch) for block in words.split(_BLOCK_WORDS)])
+def copy_with_checksum(source: torch.Tensor, target: torch.Tensor) -> int:
+    """Copies into a contiguous tensor of the same dtype and shape; the checksum is of the source."""
+    content = _bytes(source)
+    if not _on_cpu(content) or not _on_cpu(target):
+        target.copy_(source)
+        return checksum(content if content.device == target.device else target)
+    hashed = xxhash.xxh3_64()
+    for piece, place in zip(content.split(_CHUNK), _bytes(target).split(_CHUNK), strict=True):
+        hashed.update(piece.numpy())
+        place.copy_(piece)
+    return hashed.intdigest()
 
 
-def _weighted_sum(words: torch.Tensor, weights: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
-    """The sum over one block of at most len(weights) words; scratch is overwritten."""
-    weights, mixed = weights[: words.numel()], scratch[: words.numel()]
-    # Modulo 2^64 the top bits of a word meet only the lowest of its weight, and floats often have no others.
-    torch.bitwise_right_shift(words, 32, out=mixed)
-    mixed ^= words
-    if words.device.type == "cpu":  # where dot takes integers, and is faster than a product and a sum
-        return torch.dot(mixed, weights)
-    return mixed.mul_(weights).sum()
+def checksum_and_finite(tensor: torch.Tensor) -> tuple[int, bool]:
+    """The checksum, and whether the tensor holds neither NaN nor infinity (true for integers)."""
+    if not _on_cpu(tensor):
+        return checksum(tensor), is_finite(tensor)
+    hashed = xxhash.xxh3_64()
+    finite = True
+    for piece in tensor.detach().contiguous().reshape(-1).split(_CHUNK // tensor.element_size()):
+        hashed.update(_bytes(piece).numpy())
+        finite = finite and is_finite(piece)
+    return hashed.intdigest(), finite
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
     """Whether a tensor holds neither NaN nor infinity; true for integers."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    flat = tensor.reshape(-1)
     if tensor.element_size() == 1:  # 8-bit floats have no arithmetic of their own
-        return all(is_finite(block.to(torch.float32)) for block in flat.split(_BLOCK_WORDS))
-    if bool(
-        torch.isfinite(flat.sum()).item()
-    ):  # several times faster than looking at each; NaN and infinity survive a sum
+        return all(is_finite(piece.to(torch.float32)) for piece in tensor.reshape(-1).split(_CHUNK))
+    if bool(torch.isfinite(tensor.sum()).item()):  # far faster than looking at each; NaN and infinity survive a sum
         return True
-    low, high = torch.aminmax(flat)  # a sum of finite numbers may overflow
+    low, high = torch.aminmax(tensor)  # a sum of finite numbers may overflow
     return bool((torch.isfinite(low) & torch.isfinite(high)).item())
 
 
-@cache
-def _odd_weights(device: torch.device) -> torch.Tensor:
-    """int64 [_BLOCK_WORDS], all odd, the same in every process (SplitMix64's output function over a counter)."""
-    state = torch.arange(1, _BLOCK_WORDS + 1, dtype=torch.int64) * -7046029254386353131
-    state = (state ^ _shift(state, 30)) * -4658895280553007687
-    state = (state ^ _shift(state, 27)) * -7723592293110705685
-    return ((state ^ _shift(state, 31)) | 1).to(device)
+def condensed(content: torch.Tensor) -> torch.Tensor:
+    """int64 [about 1/8192 of the words] on the CPU: what a GPU sums up of its bytes (uint8 [n]), for a CPU to hash.
+
+    The words of 8 bytes are laid out in rows of 8192; the sums of each row and of each column modulo 2^64 are taken,
+    and the words that fill no row are taken as they are.
+    """
+    if content.storage_offset() % 8:
+        content = content.clone()
+    words = content[: content.numel() // 8 * 8].view(torch.int64)
+    whole = words.numel() // _COLUMNS * _COLUMNS
+    rows = words[:whole].view(-1, _COLUMNS)
+    last = torch.zeros(8, dtype=torch.uint8, device=content.device)
+    last[: content.numel() % 8] = content[words.numel() * 8 :]
+    return torch.cat([rows.sum(0), rows.sum(1), words[whole:], last.view(torch.int64)]).cpu()
 
 
-def _shift(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """A logical right shift; torch's own keeps the sign."""
-    return (words >> bits) & ((1 << (64 - bits)) - 1)
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """uint8 [nbytes], without a copy if the tensor is contiguous."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _on_cpu(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu"

@@ -6,6 +6,7 @@ import socket
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,7 +14,7 @@ from typing import Any, Self
 import torch
 
 from tandem_handoff.channel import PROTOCOL, Channel, translated
-from tandem_handoff.checksums import checksum
+from tandem_handoff.checksums import copy_with_checksum
 from tandem_handoff.deadline import Deadline
 from tandem_handoff.errors import (
     HandoffError,
@@ -196,9 +197,12 @@ class _Stream:
             self._send()
         if self._content is None:
             self._content = self._free_segment(source.nbytes).tensor()
-        content_checksum = checksum(source.contiguous()) if self._verify is Verify.CHECKSUMS else None
-        entry = TensorEntry.of(name, source, self._used, content_checksum)
-        entry.view(self._content).copy_(source)
+        entry = TensorEntry.of(name, source, self._used)
+        place = entry.view(self._content)
+        if self._verify is Verify.CHECKSUMS:
+            entry = replace(entry, checksum=copy_with_checksum(source, place))
+        else:
+            place.copy_(source)
         self._entries.append(entry)
         self._used = _aligned(self._used + source.nbytes)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tandem_handoff.channel import PROTOCOL, Channel, translated
-from tandem_handoff.checksums import checksum, is_finite
+from tandem_handoff.checksums import checksum_and_finite
 from tandem_handoff.deadline import Deadline
 from tandem_handoff.errors import ProtocolError, StaleStreamError, TensorRefusedError, VersionMismatchError
 from tandem_handoff.manifest import Bucket, Manifest, TensorEntry, Verify, field
@@ -216,12 +216,13 @@ class _Reception:
     def _content(self, entry: TensorEntry, segment: torch.Tensor) -> torch.Tensor:
         view = entry.view(segment)
         if self._verify is Verify.CHECKSUMS:
-            if (found := checksum(view)) != entry.checksum:
+            found, finite = checksum_and_finite(view)
+            if found != entry.checksum:
                 raise TensorRefusedError(
                     entry.name,
                     f"its checksum is {found:#x}, the trainer's {entry.checksum or 0:#x}: it changed on the way",
                 )
-            if not is_finite(view):
+            if not finite:
                 raise TensorRefusedError(entry.name, "it holds NaN or infinity")
         return view
 

@@ -41,8 +41,8 @@ class Verify(StrEnum):
 
     NAMES = "Names"
     CHECKSUMS = "Checksums"
-    """Also the content: a 64-bit checksum of each tensor, and no NaN or infinity in it. Costs two more reads of the
-    bytes.
+    """Also the content: a 64-bit checksum of each tensor, and no NaN or infinity in it. Costs one more read of the
+    bytes, by the importer.
     """
 
 
@@ -60,8 +60,8 @@ class TensorEntry:
     checksum: int | None
 
     @classmethod
-    def of(cls, name: str, tensor: torch.Tensor, offset: int, checksum: int | None) -> "TensorEntry":
-        """Describes a tensor that is to lie at the offset.
+    def of(cls, name: str, tensor: torch.Tensor, offset: int) -> "TensorEntry":
+        """Describes a tensor that is to lie at the offset, its content not looked at.
 
         Raises:
             TensorRefusedError: its dtype cannot be handed over.
@@ -69,7 +69,7 @@ class TensorEntry:
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype not in DTYPES:
             raise TensorRefusedError(name, f"dtype {dtype} cannot be handed over; supported are {', '.join(DTYPES)}")
-        return cls(name, dtype, tuple(tensor.shape), offset, tensor.nbytes, checksum)
+        return cls(name, dtype, tuple(tensor.shape), offset, tensor.nbytes, None)
 
     @classmethod
     def from_json(cls, message: Any) -> "TensorEntry":
