@@ -92,6 +92,25 @@ async def test_rewards_are_shaped_by_length_once_the_warmup_of_the_penalty_is_ov
     assert (before.reward_mean, after.reward_mean) == (1.0, 1.0)
 
 
+async def test_a_response_cut_for_repetition_is_finished_and_loses_the_penalty(tmp_path: Path):
+    repetition = {"repetition": {"ngram": 4, "times": 4, "penalty": 0.25}}
+    async with running(tmp_path, rollout=repetition) as run:
+        await run.open_rollout(0, 0, (0,))
+        run.serve(1)
+        engine = Engine(run, 1)
+        looping, *others = await engine.lease()
+        await engine.store(segment(looping, right_answer(looping)[:-1], Finish.REPETITION))
+        await engine.store(*(engine.respond(lease, 0) for lease in others))
+        assert await engine.lease() == ()
+        async with asyncio.timeout(PATIENCE):
+            await run.rollout_full()
+        summary = await run.close_rollout()
+        tensors = await tensors_of(run, 0)
+    assert summary is not None
+    assert summary.finishes == {"Repetition": 1, "Stop": 7}
+    assert (summary.reward_mean, sorted(tensors["rewards"].tolist())) == (1.0, [0.75, *[1.0] * 7])
+
+
 async def test_the_same_job_draws_the_same_prompts(tmp_path: Path):
     drawn = []
     for name in ("a", "b"):

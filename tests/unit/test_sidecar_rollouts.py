@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a member holds of a rollout when the phase moves on, it brings back."""
+"""A member brings back what it holds of a rollout, and pulls no more than it can bring back."""
 
 import asyncio
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, cast
 
 import pytest
@@ -19,6 +20,7 @@ from tandem_api.messages.work import (
     SegmentReceipt,
     VersionSpan,
 )
+from tandem_api.spec.algorithm import Repetition
 from tandem_sidecar import rollouts as module
 from tandem_sidecar.engine_client import EngineClient, Generation
 from tandem_sidecar.metrics import MemberMetrics
@@ -38,7 +40,7 @@ class PausingEngine:
         self._asked: set[str] = set()
         self.full = asyncio.Event()
 
-    async def generate(self, request: str, *_: Any) -> Generation:
+    async def generate(self, request: str, *_: Any) -> AsyncGenerator[Generation]:
         trajectory = request.split(".")[0]
         self._asked.add(trajectory)
         if len(self._asked) == 2:
@@ -46,7 +48,7 @@ class PausingEngine:
         await self._paused.wait()
         if trajectory in self._late:
             await asyncio.Event().wait()
-        return PARTIAL
+        yield PARTIAL
 
     async def pause(self) -> None:
         self._paused.set()
@@ -60,6 +62,7 @@ class Work:
     def __init__(self, *trajectories: str) -> None:
         self._left = list(trajectories)
         self.segments: dict[str, Segment] = {}
+        self.sizes: list[int] = []
 
     async def lease(self, request: LeaseRequest) -> LeaseGrant:
         if not self._left:
@@ -72,6 +75,7 @@ class Work:
         return LeaseGrant(epoch=request.epoch, leases=leases)
 
     async def store(self, batch: SegmentBatch) -> SegmentReceipt:
+        self.sizes.append(len(batch.segments))
         self.segments |= {segment.trajectory: segment for segment in batch.segments}
         return SegmentReceipt(stored=tuple(segment.trajectory for segment in batch.segments))
 
@@ -80,7 +84,7 @@ async def rolling(engine: PausingEngine, work: Work) -> Rollouts:
     """A member whose two trajectories are in the engine."""
     metrics = MemberMetrics(CollectorRegistry())
     rollouts = Rollouts(0, "a", cast(EngineClient, engine), cast(WorkClient, work), 8, metrics)
-    generating = asyncio.create_task(rollouts.generate(epoch=4))
+    generating = asyncio.create_task(rollouts.generate(epoch=4, weight_version=3))
     await asyncio.wait_for(engine.full.wait(), 10)
     generating.cancel()
     return rollouts
@@ -111,3 +115,125 @@ async def test_what_a_dying_engine_still_answered_is_brought_back() -> None:
     with pytest.raises(TryAgain):
         await rollouts.drain()
     assert set(work.segments) == {"t0", "t1"}
+
+
+class StreamingEngine:
+    """Streams the same token for ever, until it is told to abort or dies."""
+
+    def __init__(self, dies_after: int | None = None) -> None:
+        self.aborted: list[str] = []
+        self._dies_after = dies_after
+
+    async def generate(self, request: str, *_: Any) -> AsyncGenerator[Generation]:
+        pieces = 0
+        while request not in self.aborted:
+            if pieces == self._dies_after:
+                raise TryAgain("the engine is gone")
+            yield Generation((7,) * 4, (-0.1,) * 4)
+            pieces += 1
+            await asyncio.sleep(0)
+        yield Generation((), (), (VersionSpan(version=3, count=4 * pieces),), Finish.ABORT)
+
+    async def abort(self, request: str) -> None:
+        self.aborted.append(request)
+
+    async def pause(self) -> None:
+        raise TryAgain("the engine is gone")
+
+
+def member(engine: Any, work: Work, repetition: Repetition | None = None, most: int = 8) -> Rollouts:
+    metrics = MemberMetrics(CollectorRegistry())
+    return Rollouts(0, "a", cast(EngineClient, engine), cast(WorkClient, work), most, metrics, repetition)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is awaited is another object's state
+            await asyncio.sleep(0.005)
+
+
+async def test_a_response_that_repeats_itself_is_aborted_once_and_brought_back_marked():
+    engine, work = StreamingEngine(), Work("t0")
+    rollouts = member(engine, work, Repetition(ngram=2, times=5))
+    generating = asyncio.create_task(rollouts.generate(epoch=4, weight_version=3))
+    await until(lambda: "t0" in work.segments)
+    generating.cancel()
+    assert engine.aborted == ["t0.0.4"]
+    assert (work.segments["t0"].tokens, work.segments["t0"].finish) == ((7,) * 10, Finish.REPETITION)
+
+
+async def test_what_an_engine_had_streamed_when_it_died_is_brought_back_and_nothing_more_is_pulled():
+    work = Work("t0")
+    rollouts = member(StreamingEngine(dies_after=3), work)
+    reason = await asyncio.wait_for(rollouts.generate(epoch=4, weight_version=3), 10)
+    assert reason == "the engine is gone"
+    with pytest.raises(TryAgain):
+        await rollouts.drain()
+    assert (work.segments["t0"].tokens, work.segments["t0"].finish) == ((7,) * 12, Finish.ABORT)
+    assert work.segments["t0"].versions == (VersionSpan(version=3, count=12),)
+
+
+class FullDisk(Work):
+    """Grants whatever is asked for, and takes nothing until there is room."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room = False
+        self.asked: list[LeaseRequest] = []
+        self.granted = 0
+
+    async def lease(self, request: LeaseRequest) -> LeaseGrant:
+        self.asked.append(request)
+        await asyncio.sleep(0)
+        names = [f"t{self.granted + n}" for n in range(request.capacity)]
+        self.granted += request.capacity
+        lease = Lease(trajectory="", tokens=(1,), offset=0, max_new_tokens=9, sampling=Sampling(), expires=60.0)
+        return LeaseGrant(epoch=request.epoch, leases=tuple(lease.model_copy(update={"trajectory": n}) for n in names))
+
+    async def store(self, batch: SegmentBatch) -> SegmentReceipt:
+        if not self.room:
+            raise TryAgain("no room")
+        return await super().store(batch)
+
+
+class QuickEngine:
+    """Answers at once."""
+
+    async def generate(self, request: str, *_: Any) -> AsyncGenerator[Generation]:
+        await asyncio.sleep(0)
+        yield PARTIAL
+
+    async def pause(self) -> None:
+        return
+
+
+async def test_while_the_orchestrator_takes_nothing_no_more_is_pulled_and_what_is_held_is_renewed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_RENEWAL", 0.02)
+    monkeypatch.setattr(module, "_RETRY", 0.01)
+    work = FullDisk()
+    rollouts = member(QuickEngine(), work, most=4)
+    generating = asyncio.create_task(rollouts.generate(epoch=4, weight_version=3))
+    await until(lambda: len(work.asked) > 10)
+    assert work.granted < 8
+    assert {request.capacity for request in work.asked[-5:]} == {0}
+    assert set(work.asked[-1].running) == {f"t{n}" for n in range(work.granted)}
+    held, work.room = work.granted, True
+    await until(lambda: work.granted > held)
+    generating.cancel()
+    await rollouts.drain()
+    assert len(work.segments) == work.granted
+
+
+async def test_no_request_carries_more_tokens_than_the_orchestrator_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_TOKENS", 5)
+    work = FullDisk()
+    rollouts = member(QuickEngine(), work, most=7)
+    generating = asyncio.create_task(rollouts.generate(epoch=4, weight_version=3))
+    await until(lambda: work.granted >= 7)
+    generating.cancel()
+    work.room = True
+    await rollouts.drain()
+    assert len(work.segments) == work.granted
+    assert max(work.sizes) == 2

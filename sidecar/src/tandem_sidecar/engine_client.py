@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's HTTP routes over a Unix socket (docs/engine-routes.md)."""
 
+import json
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,17 +16,25 @@ from tandem_api.errors import MemberFailed, TryAgain
 from tandem_api.messages.work import Finish, Sampling, VersionSpan
 
 MODEL_NAME = "policy"
+_PAUSE_SECONDS = 15.0
+"""Aborting takes milliseconds; a Release waits no longer for an engine that hangs."""
 _FINISH = {"stop": Finish.STOP, "length": Finish.LENGTH, "abort": Finish.ABORT}
+_PIECE = 128
+"""Tokens of a streamed piece: enough that streaming costs the engine nothing (docs/engine-routes.md)."""
+_LONGEST_LINE = 2**22
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What one request produced: token ids, their log-probs and the weights that drew them."""
+    """A piece of what a request produced: token ids and their log-probs.
+
+    The last piece says why it ended, and which weights drew the tokens of all pieces.
+    """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
-    versions: tuple[VersionSpan, ...]
-    finish: Finish
+    versions: tuple[VersionSpan, ...] = ()
+    finish: Finish | None = None
 
 
 class HandoffReport(Message):
@@ -48,6 +58,7 @@ class EngineClient:
             # vLLM closes a connection after an error; a kept one would fail the next request.
             connector=aiohttp.UnixConnector(path=str(socket), limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
+            read_bufsize=_LONGEST_LINE,
         )
 
     async def __aenter__(self) -> Self:
@@ -75,8 +86,13 @@ class EngineClient:
         except (aiohttp.ClientError, TimeoutError):
             return False
 
-    async def generate(self, request: str, tokens: tuple[int, ...], max_tokens: int, sampling: Sampling) -> Generation:
-        """Tokens that follow ``tokens``, at most ``max_tokens``; an abort ends it with what there is."""
+    async def generate(
+        self, request: str, tokens: tuple[int, ...], max_tokens: int, sampling: Sampling
+    ) -> AsyncGenerator[Generation]:
+        """Tokens that follow ``tokens``, at most ``max_tokens``, piece by piece; the last one alone has a finish.
+
+        An abort ends it with what there is.
+        """
         parameters = {
             "max_tokens": max_tokens,
             "temperature": sampling.temperature,
@@ -87,19 +103,34 @@ class EngineClient:
             "seed": sampling.seed,
             "stop_token_ids": list(sampling.stop_token_ids),
             "detokenize": False,
+            "stream_interval": _PIECE,
         }
-        body = self._request(request, tokens, parameters)
-        reply = await self._post("/inference/v1/generate", body, timeout=86400.0)
-        choice = reply["choices"][0]
-        return Generation(
-            tokens=tuple(choice["token_ids"]),
-            logprobs=tuple(item["logprob"] for item in choice["logprobs"]["content"]) if choice["token_ids"] else (),
-            versions=tuple(
-                VersionSpan(version=int(span["version"]), count=span["end"] - span["start"])
-                for span in choice.get("weight_versions") or ()
-            ),
-            finish=_FINISH[choice["finish_reason"]],
-        )
+        body = self._request(request, tokens, parameters) | {"stream": True}
+        async for event in self._events("/inference/v1/generate", body):
+            piece = _piece(event["choices"][0])
+            yield piece
+            if piece.finish is not None:
+                return
+        raise TryAgain("vLLM ended an answer without saying why")
+
+    async def abort(self, request: str) -> None:
+        """End one request of :meth:`generate`: its stream ends with what there is."""
+        await self._post("/abort_requests", {"request_ids": [f"generate-tokens-{request}"]})
+
+    async def _events(self, route: str, body: dict[str, Any]) -> AsyncGenerator[Any]:
+        """The server-sent events of an answer, to its end."""
+        try:
+            async with self._session.post(route, json=body) as reply:
+                if reply.status != 200:
+                    raise MemberFailed(f"vLLM answered {route} with {reply.status}: {_message(await reply.text())}")
+                async for line in reply.content:
+                    if line.startswith(b"data: {"):
+                        event = json.loads(line[len(b"data: ") :])
+                        if "error" in event:
+                            raise MemberFailed(f"vLLM broke off {route}: {_message(json.dumps(event['error']))}")
+                        yield event
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise TryAgain(f"vLLM did not answer {route}: {error or type(error).__name__}") from error
 
     async def score(self, tokens: tuple[int, ...]) -> tuple[float, ...]:
         """The engine's log-probs of ``tokens[1:]``; one real request through the core."""
@@ -120,7 +151,7 @@ class EngineClient:
 
     async def pause(self) -> None:
         """Abort what runs (each request answers with its partial tokens) and hold what comes."""
-        await self._post("/pause?mode=abort&clear_cache=true")
+        await self._post("/pause?mode=abort&clear_cache=true", timeout=_PAUSE_SECONDS)
 
     async def resume(self) -> None:
         await self._post("/resume")
@@ -153,6 +184,19 @@ class EngineClient:
         """One report a worker."""
         reply = await self._post("/collective_rpc", {"method": "handoff_report"})
         return [HandoffReport.model_validate(report) for report in reply["results"]]
+
+
+def _piece(choice: dict[str, Any]) -> Generation:
+    tokens = tuple(choice["token_ids"])
+    return Generation(
+        tokens=tokens,
+        logprobs=tuple(item["logprob"] for item in choice["logprobs"]["content"]) if tokens else (),
+        versions=tuple(
+            VersionSpan(version=int(span["version"]), count=span["end"] - span["start"])
+            for span in choice.get("weight_versions") or ()
+        ),
+        finish=_FINISH[choice["finish_reason"]] if choice["finish_reason"] else None,
+    )
 
 
 def _message(text: str) -> str:

@@ -70,9 +70,8 @@ async def sidecar(env: Environment) -> None:
         work = await stack.enter_async_context(WorkClient(env.text(names.ORCHESTRATOR_URL), secrets.token))
         engine = Engine(job, Path(model), run_dir, metrics)
         stack.push_async_callback(engine.close)
-        rollouts = Rollouts(
-            member.index, member.incarnation, engine.client, work, job.spec.engine.max_concurrent, metrics
-        )
+        most, repetition = job.spec.engine.max_concurrent, job.spec.rollout.repetition
+        rollouts = Rollouts(member.index, member.incarnation, engine.client, work, most, metrics, repetition)
         memory = DeviceMemory() if job.spec.hybrid.accelerators else None
         trainer = TrainerClient(run_dir, job.spec.ranks_per_pod)
         switch = Switch(job, run_dir, Path(model), engine, trainer, rollouts, memory)

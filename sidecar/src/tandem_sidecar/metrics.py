@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry
 from tandem_api import metrics as declared
 from tandem_api.exposition import counter, gauge
 from tandem_api.messages.phases import PhaseName
-from tandem_sidecar.engine_client import Generation
+from tandem_api.messages.work import Segment
 
 
 class MemberMetrics:
@@ -32,10 +32,10 @@ class MemberMetrics:
         """So many trajectories are in the engine."""
         self._requests.set(requests)
 
-    def generated(self, made: Generation) -> None:
-        """The engine has answered a request."""
-        self._tokens.inc(len(made.tokens))
-        self._segments.labels(made.finish).inc()
+    def generated(self, segment: Segment) -> None:
+        """The engine is through with a lease."""
+        self._tokens.inc(len(segment.tokens))
+        self._segments.labels(segment.finish).inc()
 
     def engine_started(self, again: bool) -> None:
         self._up.set(1)

@@ -2,14 +2,18 @@
 """The rollout worker: leases in, segments out (phases.md, Rollout)."""
 
 import asyncio
+import contextlib
+from collections.abc import Iterable
 
 import structlog
 
 from tandem_api.errors import Fenced, MemberFailed, TryAgain
-from tandem_api.messages.work import Finish, Lease, LeaseRequest, Segment, SegmentBatch
+from tandem_api.messages.work import Lease, LeaseRequest, Segment, SegmentBatch
+from tandem_api.spec.algorithm import Repetition
 from tandem_sidecar.busy import BusyTime
-from tandem_sidecar.engine_client import EngineClient, Generation
+from tandem_sidecar.engine_client import EngineClient
 from tandem_sidecar.metrics import MemberMetrics
+from tandem_sidecar.responses import Response
 from tandem_sidecar.work_client import WorkClient
 
 log = structlog.get_logger()
@@ -17,9 +21,10 @@ log = structlog.get_logger()
 _LONG_POLL = 10.0
 _RENEWAL = 30.0
 _ANSWER = 5.0
-_NOTHING = Generation(tokens=(), logprobs=(), versions=(), finish=Finish.ABORT)
 _RETRY = 0.5
-_BATCH = 1024
+_MOST_SEGMENTS = 1024
+_MOST_TOKENS = 2**20
+"""Of one request to the orchestrator: some 30 MB of JSON."""
 
 
 class Rollouts:
@@ -27,7 +32,9 @@ class Rollouts:
 
     Life cycle: :meth:`generate` -> leases are pulled, generated and brought back -> :meth:`drain`. Invariant: a
     generated token is in flight in the engine, in ``_unsent``, or on the orchestrator's disk; ``drain`` returns only
-    once the first two are empty.
+    once the first two are empty. What an engine had streamed when it died is brought back as well.
+
+    While the orchestrator takes nothing, no more is pulled than fits into the engine once more.
     """
 
     def __init__(
@@ -38,6 +45,7 @@ class Rollouts:
         work: WorkClient,
         most: int,
         metrics: MemberMetrics,
+        repetition: Repetition | None = None,
     ) -> None:
         self._index = index
         self._incarnation = incarnation
@@ -45,27 +53,37 @@ class Rollouts:
         self._work = work
         self._most = most
         self._metrics = metrics
+        self._repetition = repetition
         self._busy = BusyTime()
         self._epoch = 0
+        self._weight_version = 0
         self._generating: dict[str, asyncio.Task[None]] = {}
         self._unsent: dict[str, Segment] = {}
         self._something = asyncio.Event()
+        self._room = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._failed: asyncio.Future[str] | None = None
+        self._failed = asyncio.Event()
+        self._failure = ""
 
-    async def generate(self, epoch: int) -> str:
-        """Pull work of this epoch until the engine fails; returns why it did.
+    async def generate(self, epoch: int, weight_version: int) -> str:
+        """Pull work of this epoch, for an engine with these weights, until the engine fails; returns why it did.
 
         Cancelling this stops nothing: :meth:`drain` does, keeping what was generated.
         """
-        self._epoch = epoch
+        self._epoch, self._weight_version = epoch, weight_version
         self._busy = BusyTime()
-        self._failed = asyncio.get_running_loop().create_future()
+        self._failed.clear()
         self._tasks = [
             asyncio.create_task(self._pull(), name="pull leases"),
             asyncio.create_task(self._bring_back(), name="bring back segments"),
         ]
-        return await self._failed
+        await self._failed.wait()
+        return self._failure
+
+    def fail(self, reason: str) -> None:
+        """The engine is of no use any more: nothing more is pulled for it."""
+        self._failure = reason
+        self._failed.set()
 
     @property
     def busy_seconds(self) -> float | None:
@@ -78,6 +96,9 @@ class Rollouts:
         The engine stays paused. Returns how many trajectories were cut short.
         """
         if not self._tasks:
+            # What a drain that was given up half way has left.
+            while self._unsent:
+                await self._send()
             return 0
         pulling, bringing = self._tasks
         self._tasks = []
@@ -109,19 +130,20 @@ class Rollouts:
             await asyncio.wait(late)
 
     async def _pull(self) -> None:
-        while True:
-            if len(self._generating) >= self._most:
-                running = self._generating.values()
-                await asyncio.wait(running, timeout=_RENEWAL, return_when=asyncio.FIRST_COMPLETED)
-            # With no room left this only renews the leases of what runs.
-            capacity = self._most - len(self._generating)
+        while not self._failed.is_set():
+            self._room.clear()
+            if not self._capacity():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._room.wait(), _RENEWAL)
+            # With no room left this only renews the leases of what is here.
+            capacity = self._capacity()
             request = LeaseRequest(
                 member=self._index,
                 incarnation=self._incarnation,
                 epoch=self._epoch,
                 capacity=capacity,
                 wait=_LONG_POLL if capacity else 0.0,
-                running=tuple(self._generating),
+                running=(*self._generating, *self._unsent),
             )
             try:
                 grant = await self._work.lease(request)
@@ -135,26 +157,39 @@ class Rollouts:
             for lease in grant.leases:
                 self._generating[lease.trajectory] = asyncio.create_task(self._generate(lease))
 
+    def _capacity(self) -> int:
+        """How many more trajectories may be pulled: none while too much waits to be sent."""
+        return self._most - len(self._generating) if len(self._unsent) < self._most else 0
+
     async def _generate(self, lease: Lease) -> None:
+        response = Response(lease, self._weight_version, self._repetition)
         try:
-            name = f"{lease.trajectory}.{lease.offset}.{self._epoch}"
             with self._busy.block():
                 self._metrics.generates(len(self._generating))
-                made = await self._engine.generate(name, lease.tokens, lease.max_new_tokens, lease.sampling)
-            self._metrics.generated(made)
+                await self._collect(lease, response)
         except (TryAgain, MemberFailed) as error:
             log.warning("the engine failed a request", error=str(error))
-            if self._failed is not None and not self._failed.done():
-                self._failed.set_result(str(error))
-            return
-        except asyncio.CancelledError:
-            self._unsent[lease.trajectory] = _segment(lease, _NOTHING)
-            raise
+            self.fail(str(error))
         finally:
+            segment = response.segment()
             del self._generating[lease.trajectory]
+            self._unsent[lease.trajectory] = segment
+            self._something.set()
+            self._room.set()
             self._metrics.generates(len(self._generating))
-        self._unsent[lease.trajectory] = _segment(lease, made)
-        self._something.set()
+            self._metrics.generated(segment)
+
+    async def _collect(self, lease: Lease, response: Response) -> None:
+        """Stream the answer into ``response``, and end it early once it repeats itself."""
+        name = f"{lease.trajectory}.{lease.offset}.{self._epoch}"
+        aborted = False
+        pieces = self._engine.generate(name, lease.tokens, lease.max_new_tokens, lease.sampling)
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                response.add(piece)
+                if response.repeats and not aborted:
+                    aborted = True
+                    await self._engine.abort(name)
 
     async def _bring_back(self) -> None:
         while True:
@@ -163,7 +198,7 @@ class Rollouts:
             await self._send()
 
     async def _send(self) -> None:
-        sending = list(self._unsent.values())[:_BATCH]
+        sending = _one_request(self._unsent.values())
         batch = SegmentBatch(
             member=self._index, incarnation=self._incarnation, epoch=self._epoch, segments=tuple(sending)
         )
@@ -178,16 +213,18 @@ class Rollouts:
             log.warning("a segment was not wanted any more", trajectory=trajectory, reason=reason)
         for segment in sending:
             self._unsent.pop(segment.trajectory)
+        self._room.set()
         if self._unsent:
             self._something.set()
 
 
-def _segment(lease: Lease, made: Generation) -> Segment:
-    return Segment(
-        trajectory=lease.trajectory,
-        offset=lease.offset,
-        tokens=made.tokens,
-        logprobs=made.logprobs,
-        versions=made.versions,
-        finish=made.finish,
-    )
+def _one_request(segments: Iterable[Segment]) -> list[Segment]:
+    """The first of them, as many as one request should carry; at least one."""
+    chosen: list[Segment] = []
+    tokens = 0
+    for segment in segments:
+        tokens += len(segment.tokens)
+        if chosen and (tokens > _MOST_TOKENS or len(chosen) == _MOST_SEGMENTS):
+            break
+        chosen.append(segment)
+    return chosen

@@ -93,7 +93,7 @@ class Switch:
         """Generate until the phase moves on: only a failing engine ends this."""
         if self._serving != record.weight_version:
             raise MemberFailed(f"the engine did not get weight version {record.weight_version} from this process")
-        raise MemberFailed(await self._rollouts.generate(record.epoch))
+        raise MemberFailed(await self._rollouts.generate(record.epoch, record.weight_version))
 
     async def release(self, record: PhaseRecord, part: Part) -> None:
         """Abort what runs keeping its tokens, free the engine's memory, and measure what is left."""

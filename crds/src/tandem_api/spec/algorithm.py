@@ -12,8 +12,10 @@ from tandem_api.rules import Rule, exactly_one_of
 class Repetition(Contract):
     """A response that repeats itself is cut."""
 
-    ngram: int = Field(64, gt=0, le=4096, description="Tokens of the repeated piece.")
-    times: int = Field(8, gt=1, le=1024, description="Repetitions in a row that end the response.")
+    ngram: int = Field(64, gt=0, le=4096, description="Longest repeated piece, in tokens.")
+    times: int = Field(
+        8, gt=1, le=1024, description="Such pieces in a row that end the response; shorter ones fill as many tokens."
+    )
     penalty: float = Field(0.0, ge=0, description="Taken off the reward of a response cut for repetition.")
 
 
