@@ -79,8 +79,8 @@ def load(directory: Path) -> RunData:
     return RunData(
         name=str(job.metadata.get("name", directory.name)),
         directory=directory,
-        metrics=tuple(_rows(directory / "metrics.jsonl")),
-        timeline=tuple(_rows(directory / "timeline.jsonl")),
+        metrics=_rows(directory / "metrics.jsonl"),
+        timeline=_rows(directory / "timeline.jsonl"),
         status=_status(directory / "status.json"),
         spec=job.spec,
     )
@@ -106,20 +106,26 @@ def _share(by_phase: dict[str, float], names: Sequence[str], total: float) -> fl
     return sum(by_phase.get(name, 0.0) for name in names) / total if total else None
 
 
-def _rows(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    rows = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
+def rows(text: str, name: str) -> tuple[Row, ...]:
+    """The whole lines of a file of JSON lines that is called ``name`` in errors.
+
+    Raises:
+        UserError: a line is no JSON.
+    """
+    found = []
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
         # The last line may be half written by a run that goes on.
         if not line.endswith("\n"):
             break
         try:
-            rows.append(json.loads(line))
+            found.append(json.loads(line))
         except ValueError as error:
-            raise UserError(Problem(f"{path}:{number}", f"is no JSON: {error}")) from error
-    return rows
+            raise UserError(Problem(f"{name}:{number}", f"is no JSON: {error}")) from error
+    return tuple(found)
+
+
+def _rows(path: Path) -> tuple[Row, ...]:
+    return rows(path.read_text(encoding="utf-8"), str(path)) if path.exists() else ()
 
 
 def _status(path: Path) -> RLJobStatus:

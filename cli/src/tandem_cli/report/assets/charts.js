@@ -103,10 +103,11 @@ function endLabels(entries, limits) {
 }
 
 /**
- * Lines over iterations. A series: {name, colour, points: [[iteration, value]], faint, dots, dashed, label}.
+ * Lines over iterations. A series: {name, colour, points: [[iteration, value]], faint, dots, dashed, label}; keys are
+ * [colour, text] of a legend.
  * Pointer and arrow keys move a cursor that tells the values.
  */
-function lineChart(parent, { title, about, series, yFormat = format.number, tipFormat = yFormat, yUnit, floor, ceiling, logarithmic }) {
+function lineChart(parent, { title, about, series, yFormat = format.number, tipFormat = yFormat, yUnit, floor, ceiling, logarithmic, keys = [] }) {
   const card = chartCard(parent, title, about);
   const shown = series.filter((line) => line.points.length);
   if (!shown.length) {
@@ -120,6 +121,7 @@ function lineChart(parent, { title, about, series, yFormat = format.number, tipF
   const xRange = iterations.length > 1 ? range(iterations) : [iterations[0] - 1, iterations[0] + 1];
   const alone = iterations.length === 1 ? iterations[0] : undefined;
   const named = shown.filter((line) => line.label);
+  if (keys.length) legend(card, keys);
   const at = new Map(shown.map((line) => [line, new Map(line.points)]));
   let geometry = null;
 

@@ -22,16 +22,16 @@ function smoothed(points) {
 function noisy(run, number, name, label, colour = `run-${number}`) {
   const points = column(run, name);
   const text = comparing ? run.label : label;
-  if (points.length < 12) return [{ name: text, colour, points, dots: true, label: text }];
+  if (points.length < 12) return [{ name: text, colour, points, dots: true, label: comparing ? "" : text }];
   const raw = { name: `${text}`, colour, points, faint: true };
-  return [raw, { name: `${text}, running mean`, colour, points: smoothed(points), label: text }];
+  return [raw, { name: `${text}, running mean`, colour, points: smoothed(points), label: comparing ? "" : text }];
 }
 
 /** A column as one line; the second of two lines of a run is told by its colour, or dashed when runs are compared. */
 function plain(run, number, name, label, second = false) {
   return {
     name: comparing ? `${run.label} ${label}` : label,
-    label: comparing ? (second ? "" : run.label) : label,
+    label: comparing ? "" : label,
     colour: comparing || !second ? `run-${number}` : "second",
     dashed: comparing && second,
     points: column(run, name),
@@ -45,25 +45,31 @@ function lastAccuracy(run) {
 
 const each = (make) => RUNS.flatMap((run, number) => make(run, number));
 
+/** A line chart; of two runs, with a legend instead of their names at the lines, which would take half of a phone. */
+function runsChart(parent, options) {
+  const dashed = options.series.some((line) => line.dashed) ? [["sheet", "dashed: the longest or largest"]] : [];
+  lineChart(parent, { ...options, keys: comparing ? [...RUNS.map((run, number) => [`run-${number}`, run.label]), ...dashed] : [] });
+}
+
 function learningCharts(parent) {
-  lineChart(parent, {
+  runsChart(parent, {
     title: "Held-out accuracy",
     about: "Share of held-out prompts answered correctly, by the weights after so many iterations.",
     series: each((run, number) => [{ ...plain(run, number, "evalAccuracy", "held-out"), dots: true, label: lastAccuracy(run) }]),
     yFormat: (value) => `${Number((100 * value).toFixed(1))}`, tipFormat: format.percent, yUnit: "%", ceiling: 1,
   });
-  lineChart(parent, {
+  runsChart(parent, {
     title: "Reward",
     about: "Mean reward of the responses of each batch, before shaping. With prioritised sampling it stays level by design.",
     series: each((run, number) => noisy(run, number, "rewardMean", "mean")),
   });
-  lineChart(parent, {
+  runsChart(parent, {
     title: "Response length",
     about: "Generated tokens of a response: the mean of each batch, and its longest.",
     series: each((run, number) => [plain(run, number, "responseTokensMax", "max", true), plain(run, number, "responseTokensMean", "mean")]),
     yUnit: "tokens", floor: 0,
   });
-  lineChart(parent, {
+  runsChart(parent, {
     title: "Engine and trainer log-probabilities",
     about: "Absolute difference of a sampled token's log-probability between engine and trainer. A growing one means broken weights.",
     series: each((run, number) => [plain(run, number, "logprobDiffMax", "max", true), plain(run, number, "logprobDiffMean", "mean")]),
@@ -72,13 +78,13 @@ function learningCharts(parent) {
 }
 
 function trainingCharts(parent) {
-  lineChart(parent, {
+  runsChart(parent, {
     title: "Throughput",
     about: "Generated tokens per second of rollout.",
     series: each((run, number) => noisy(run, number, "tokensPerSecond", "mean")),
     yUnit: "tokens/s", floor: 0,
   });
-  lineChart(parent, {
+  runsChart(parent, {
     title: "Gradient norm",
     about: "Norm of the gradient over all weights before clipping, mean of the iteration's updates.",
     series: each((run, number) => noisy(run, number, "gradNorm", "mean")),

@@ -4,7 +4,7 @@
 const ROW_GAP = 3;
 const AXIS_HEIGHT = 24;
 const SHORTEST_SPAN = 0.05;
-const NARROWEST_BAR = 5;
+const NARROWEST_BAR = 2.5;
 const COLUMN_WIDTH = 4;
 const WAITING = "grid";
 const LONGEST_GAP = 10;
@@ -239,7 +239,9 @@ class Timeline {
 
   /** Too many phases to see each: narrow columns that show how each bit of time was shared among them. */
   drawShares(context, bars, top) {
-    const perColumn = (COLUMN_WIDTH / this.plotWidth) * (this.view[1] - this.view[0]);
+    // A column spans two iterations or so: narrower ones would show where they cut an iteration, not how it is shared.
+    const width = Math.max(COLUMN_WIDTH, (8 * this.plotWidth) / bars.length);
+    const perColumn = (width / this.plotWidth) * (this.view[1] - this.view[0]);
     const columns = new Map();
     const add = (from, to, kind) => {
       for (let at = Math.max(from, this.view[0]); at < Math.min(to, this.view[1]); ) {
@@ -264,7 +266,7 @@ class Timeline {
         const height = ((column.get(kind) ?? 0) / whole) * this.rowHeight;
         if (!height) continue;
         context.fillStyle = this.colours[kind] ?? this.colours.start;
-        context.fillRect(this.left + number * COLUMN_WIDTH, bottom - height, COLUMN_WIDTH + 0.3, height);
+        context.fillRect(this.left + number * width, bottom - height, width + 0.3, height);
         bottom -= height;
       }
     }
