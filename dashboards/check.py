@@ -23,6 +23,8 @@ def problems(panel: Panel) -> Iterator[str]:
     """What is wrong with a panel."""
     if not panel.description:
         yield "has no description"
+    if not panel.queries:
+        yield "shows nothing"
     for query in panel.queries:
         try:
             value = value_of(query.expression)
@@ -31,7 +33,10 @@ def problems(panel: Panel) -> Iterator[str]:
             continue
         if panel.unit not in value.units:
             yield f"shows {panel.unit}, but measures {value.units or value.powers}: {query.expression}"
-        for label in re.findall(r"{{(\w+)}}", query.legend):
+        named = re.findall(r"{{(\w+)}}", query.legend)
+        if value.labels and not named:
+            yield f"legend {query.legend}: it is the same for series that differ in {sorted(value.labels)}"
+        for label in named:
             if label not in value.labels:
                 yield f"legend {query.legend}: the result has only the labels {sorted(value.labels)}"
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kinds of panel that the dashboards are made of, with the choices that they share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -13,9 +13,6 @@ from grafana_foundation_sdk.models import dashboard as models
 from tandem_api.metrics import ACTIVITIES
 
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
-JOB = "tandem_rl_dev_job"
-"""The label that a PodMonitor makes of tandem-rl.dev/job."""
-
 _COLORS = (
     "text",
     "blue",
@@ -75,6 +72,11 @@ class Panel:
 def panel(title: str, description: str, unit: str, *queries: tuple[str, str], **layout: Any) -> Panel:
     """``queries`` are (expression, legend)."""
     return Panel(title, description, unit, tuple(Query(*query) for query in queries), **layout)
+
+
+def number(title: str, description: str, unit: str, expression: str, width: int = 4) -> Panel:
+    """One number, named as its panel."""
+    return panel(title, description, unit, (expression, title), view=View.NUMBER, width=width, height=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +172,3 @@ _BUILDERS = {
     View.BARS: _bars,
     View.STATES: _states,
 }
-
-
-def by(labels: Sequence[str], expression: str, aggregation: str = "sum") -> str:
-    """``expression`` aggregated to ``labels``."""
-    return f"{aggregation} by ({', '.join(labels)}) ({expression})"

@@ -57,3 +57,10 @@ def test_a_panel_with_the_wrong_unit_or_legend_is_refused() -> None:
     unit, legend = problems(panel)
     assert "shows s, but measures ('bytes',)" in unit
     assert "{{member}}" in legend
+
+
+def test_a_legend_that_does_not_tell_series_apart_and_a_missing_description_are_refused() -> None:
+    panel = Panel("Memory", "", "bytes", (Query("max by (member) (tandem_engine_residual_bytes)", "memory"),))
+    description, legend = problems(panel)
+    assert description == "has no description"
+    assert "differ in ['member']" in legend

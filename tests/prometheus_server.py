@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real Prometheus that scrapes the pods of a local run as a PodMonitor would have it."""
+
+import json
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from running import ROOT, eventually, processes_of
+
+_CONFIGURATION = """
+global: {scrape_interval: 1s, scrape_timeout: 1s}
+scrape_configs:
+  - job_name: pods
+    file_sd_configs: [{files: [targets.json], refresh_interval: 1s}]
+"""
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    url: str
+    directory: Path
+
+    def scrape(self, out: Path, pods: int, seconds: float) -> None:
+        """Scrape the run in ``out`` once so many pods are there, orchestrator included, and its etcd as well."""
+        found = eventually(lambda: pods <= len(pods_of(out)) and pods_of(out), seconds, f"the start of {pods} pods")
+        groups = [_group(f"{address}:9400", pod) for pod, (address, _) in found.items()]
+        groups += [_group(endpoint, "etcd") for endpoint in {endpoint for _, endpoint in found.values()}]
+        waiting = self.directory / "waiting.json"
+        waiting.write_text(json.dumps(groups))
+        waiting.replace(self.directory / "targets.json")
+
+
+def pods_of(out: Path) -> dict[str, tuple[str, str]]:
+    """Address and etcd's endpoint of each pod of a local run whose processes have started, by the pod's name."""
+    found = {}
+    for number in processes_of(out):
+        try:
+            content = Path(f"/proc/{number}/environ").read_bytes().decode(errors="replace")
+        except OSError:  # it ended while we looked
+            continue
+        variables = dict(item.split("=", 1) for item in content.split("\0") if "=" in item)
+        if "TANDEM_POD_IP" in variables:
+            place = variables["TANDEM_POD_IP"], variables["TANDEM_ETCD_ENDPOINTS"]
+            found[variables["TANDEM_POD_NAME"]] = place
+    return found
+
+
+@contextmanager
+def prometheus(directory: Path) -> Iterator[Prometheus]:
+    """Prometheus with its data in ``directory``, until the block is left."""
+    found = subprocess.run([ROOT / "hack" / "prometheus"], stdout=subprocess.PIPE, text=True, check=True)
+    (directory / "prometheus.yml").write_text(_CONFIGURATION)
+    url = f"http://127.0.0.1:{_free_port()}"
+    with (directory / "prometheus.log").open("w") as log:
+        process = subprocess.Popen(
+            [
+                Path(found.stdout.strip()) / "prometheus",
+                f"--config.file={directory}/prometheus.yml",
+                f"--storage.tsdb.path={directory}/data",
+                f"--web.listen-address={url.removeprefix('http://')}",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        eventually(lambda: process.poll() is not None or _ready(url), 60.0, "Prometheus's start")
+        assert process.poll() is None, (directory / "prometheus.log").read_text()
+        yield Prometheus(url, directory)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _group(target: str, pod: str) -> dict[str, object]:
+    labels = {"namespace": "default", "pod": pod, "tandem_rl_dev_job": "chain-sum"}
+    return {"targets": [target], "labels": labels if pod != "etcd" else {"namespace": "default", "pod": pod}}
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/-/ready") as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
