@@ -1,22 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the chart renders is accepted by a real API server, in every documented combination of values."""
 
-import os
-import subprocess
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import yaml
+from kubectl import CHART, run
 
-ROOT = Path(__file__).parents[2]
-CHART = ROOT / "charts" / "tandem"
-CLUSTER = ROOT / "build" / "cluster"
-ENVIRONMENT = os.environ | {
-    "PATH": f"{os.environ['PATH']}:{CLUSTER / 'bin'}",
-    "KUBECONFIG": os.environ.get("TANDEM_E2E_KUBECONFIG", str(CLUSTER / "kubeconfig")),
-}
 EXTERNAL = "etcd.bundled=false,etcd.endpoints={etcd.example:2379}"
 COMBINATIONS = {
     "defaults": "",
@@ -25,7 +16,7 @@ COMBINATIONS = {
     "etcd without passwords": "etcd.auth.enabled=false",
     "etcd over TLS": "etcd.tls.enabled=true,etcd.replicas=3",
     "etcd over TLS, signed by others": "etcd.tls.enabled=true,etcd.tls.existingSecret=etcd-tls",
-    "external etcd over TLS": f"{EXTERNAL},etcd.auth.existingSecret=root,etcd.tls.enabled=true,etcd.tls.existingSecret=ca",
+    "external etcd over TLS": f"{EXTERNAL},etcd.auth.enabled=false,etcd.tls.enabled=true,etcd.tls.existingSecret=ca",
     "external etcd": f"{EXTERNAL},etcd.auth.existingSecret=etcd-root",
     "external etcd without passwords": f"{EXTERNAL},etcd.auth.enabled=false",
     "one replica": "operator.replicas=1,networkPolicies.enabled=false",
@@ -36,12 +27,6 @@ COMBINATIONS = {
     "pod monitors": "features.podMonitors=Auto,features.gangScheduling=Never",
     "dashboards": "monitoring.dashboards.enabled=true,monitoring.dashboards.annotations.grafana_folder=Tandem",
 }
-
-
-def run(*command: str, stdin: str = "") -> str:
-    done = subprocess.run(command, input=stdin, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
-    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -1,48 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """The front door: helm install, kubectl apply, Complete, helm uninstall; real images, real pods."""
 
-import json
-import os
-import subprocess
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from kubectl import CHART, ROOT, SYSTEM, TEST_ETCD, helm, kubectl, objects, one
 
-ROOT = Path(__file__).resolve().parents[2]
-RELEASE, SYSTEM = "tandem", "tandem-system"
+RELEASE = "tandem"
 JOB = "chain-sum"
 MINUTES = 45
 
 
-def call(*command: str, **options: Any) -> str:
-    environment = {**os.environ, "KUBECONFIG": os.environ["TANDEM_E2E_KUBECONFIG"]}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **options)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def kubectl(*arguments: str, **options: Any) -> str:
-    return call("kubectl", *arguments, **options)
-
-
-def objects(kind: str, namespace: str, *options: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(kubectl("get", kind, "-n", namespace, "-o", "json", *options))["items"]
-    return found
-
-
 @pytest.fixture(scope="module")
 def installed() -> Iterator[None]:
-    """The chart with its bundled etcd."""
-    image = ("--set", "etcd.image.registry=localhost", "--set", "etcd.image.tag=test")
-    call(
-        *("helm", "install", RELEASE, str(ROOT / "charts" / "tandem"), "-n", SYSTEM, "--create-namespace"),
-        *("--take-ownership", "--wait", "--timeout", "5m", *image),
+    """The chart with its bundled etcd, over TLS."""
+    helm(
+        *("install", RELEASE, str(CHART), "-n", SYSTEM, "--create-namespace", "--take-ownership"),
+        *("--wait", "--timeout", "5m", *TEST_ETCD, "--set", "etcd.tls.enabled=true"),
     )
     yield
-    call("helm", "uninstall", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "5m", "--ignore-not-found")
+    helm("uninstall", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "5m", "--ignore-not-found")
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +39,7 @@ def namespace(installed: None) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def complete(namespace: str) -> dict[str, Any]:
     kubectl("wait", "-n", namespace, f"rljob/{JOB}", "--for=condition=Complete", f"--timeout={MINUTES}m")
-    found: dict[str, Any] = json.loads(kubectl("get", "rljob", JOB, "-n", namespace, "-o", "json"))
-    return found
+    return one("rljob", JOB, namespace)
 
 
 pytestmark = pytest.mark.timeout((MINUTES + 15) * 60)
@@ -96,7 +74,7 @@ def test_a_job_leaves_nothing_when_it_is_deleted(complete: dict[str, Any], names
 
 
 def test_uninstalling_leaves_the_crd_and_etcds_volume_and_secret(complete: dict[str, Any]) -> None:
-    call("helm", "uninstall", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "5m")
+    helm("uninstall", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "5m")
     assert kubectl("get", "crd", "rljobs.tandem-rl.dev", "-o", "name").strip()
     left = {
         f"{found['kind']}/{found['metadata']['name']}"
