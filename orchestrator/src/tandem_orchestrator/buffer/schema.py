@@ -109,7 +109,8 @@ def connect(path: Path, most_bytes: int | None = None) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA busy_timeout = 5000")
-        connection.execute("PRAGMA wal_autocheckpoint = 4000")
+        connection.execute("PRAGMA wal_autocheckpoint = 8000")
+        connection.execute("PRAGMA cache_size = -65536")
         _migrate(connection, path)
         if most_bytes is not None:
             page = connection.execute("PRAGMA page_size").fetchone()[0]
