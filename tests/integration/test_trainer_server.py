@@ -35,11 +35,11 @@ class Rank:
 def serving(path: Path, rank: Rank) -> Iterator[list[BaseException]]:
     """A server on a thread; what ended it, if anything did, is in the list once the block is left."""
     ended: list[BaseException] = []
-    server = Server(listen(path), rank.obey, (CommandRefused,))
+    server = Server(listen(path))
 
     def serve() -> None:
         try:
-            server.serve()
+            server.serve(rank.obey, (CommandRefused,))
         except RankFailed as error:
             ended.append(error)
 
@@ -124,5 +124,5 @@ def test_who_connects_before_the_rank_serves_waits_for_it(tmp_path: Path) -> Non
     with socket.socket(socket.AF_UNIX) as early:
         early.connect(str(path))
         early.sendall(FINISH.wire().encode() + b"\n")
-        Server(listener, Rank().obey, ()).serve()
+        Server(listener).serve(Rank().obey, ())
         assert TrainerReply.model_validate_json(early.makefile("rb").readline()).path == "1"

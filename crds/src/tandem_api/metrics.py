@@ -69,7 +69,19 @@ class Metric:
 
 OTHER = "other"
 SWITCH_STEPS = (
-    *("drain", "sleep", "stop", "engineStart", "wakeWeights", "transfer", "finish", "verify", "wakeCache", "probe"),
+    *(
+        "drain",
+        "offload",
+        "sleep",
+        "stop",
+        "engineStart",
+        "wakeWeights",
+        "transfer",
+        "finish",
+        "verify",
+        "wakeCache",
+        "probe",
+    ),
     OTHER,
 )
 ACTIVITIES = ("Waiting", *(phase.value for phase in PhaseName))

@@ -52,7 +52,11 @@ class Ledger:
             self.last_switch = self.last_switch.model_copy(update={"to_rollout_seconds": now - record.started})
             self.probe_difference = _mean_of(acks).get("probeDifference")
         if record.name is PhaseName.TRAIN:
-            self.trained = _mean_of(acks)
+            self.train(acks)
+
+    def train(self, acks: Mapping[int, Ack]) -> None:
+        """Keep what the members measured in a Train for the iteration's line."""
+        self.trained = _mean_of(acks)
 
     def line(
         self, weight_version: int, batch: BatchSummary | None, accuracy: float | None, now: float

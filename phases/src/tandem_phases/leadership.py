@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from tandem_api.errors import Fenced
+from tandem_api.errors import Fenced, TryAgain
 from tandem_api.keys import JobKeys
 from tandem_phases.mirror import Mirror
 from tandem_phases.store import Lease, SameHolder, Store, Unchanged
@@ -23,7 +23,7 @@ async def lead(store: Store, mirror: Mirror, keys: JobKeys, identity: str, ttl: 
     ``mirror`` must cover the job's prefix.
 
     Raises:
-        TryAgain: etcd went away meanwhile.
+        TryAgain: etcd went away meanwhile. What was written is taken back, as far as etcd can be asked.
     """
     while True:
         await mirror.until(lambda entries: None if keys.leader in entries else True)
@@ -33,4 +33,7 @@ async def lead(store: Store, mirror: Mirror, keys: JobKeys, identity: str, ttl: 
         except Fenced:
             await lease.revoke()
             continue
+        except TryAgain:
+            await lease.revoke()
+            raise
         return Leadership(lease, SameHolder(keys.leader, created))

@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tandem_api.errors import Fenced
+from tandem_api.errors import Fenced, TryAgain
 from tandem_api.keys import JobKeys
 from tandem_api.messages.phases import Ack, Member
 from tandem_phases.mirror import Mirror
@@ -24,21 +24,28 @@ class Membership:
     lease: Lease
     fence: Unchanged
 
-    async def ack(self, store: Store, keys: JobKeys, ack: Ack, phase: Unchanged) -> None:
-        """Write an ack for the phase as it was seen at ``phase``.
+    async def ack(
+        self, store: Store, keys: JobKeys, ack: Ack, phase: Unchanged, lasting: Mapping[str, str] | None = None
+    ) -> None:
+        """Write an ack for the phase as it was seen at ``phase``, and with it keys that outlive this membership.
 
         Raises:
             Fenced: the phase moved on, or this membership is no longer valid. The ack does not count.
             TryAgain: etcd is away.
         """
-        await store.commit((phase, self.fence), {keys.ack(ack.epoch, ack.index): ack.wire()}, self.lease)
+        place = keys.ack(ack.epoch, ack.index)
+        await store.commit((phase, self.fence), {place: ack.wire()}, self.lease, lasting=lasting)
+
+    def holds(self, entries: Mapping[str, Entry]) -> bool:
+        """Whether this membership is in force, as far as the mirror's entries tell."""
+        entry = entries.get(self.fence.key)
+        return not self.lease.lost.is_set() and (entry is None or entry.modified <= self.fence.modified)
 
     async def over(self, mirror: Mirror) -> None:
         """Returns when this membership holds no longer: its lease is lost, or another process has the place."""
 
         def replaced(entries: Mapping[str, Entry]) -> bool | None:
-            entry = entries.get(self.fence.key)
-            return True if entry is not None and entry.modified > self.fence.modified else None
+            return None if self.holds(entries) else True
 
         ends = [asyncio.create_task(self.lease.lost.wait()), asyncio.create_task(mirror.until(replaced))]
         try:
@@ -60,12 +67,12 @@ async def join(store: Store, keys: JobKeys, member: Member, ttl: float, *, again
     """
     key = keys.member(member.index)
     lease = await store.lease(ttl)
-    if not again:
-        return Membership(member, lease, Unchanged(key, await store.put(key, member.wire(), lease)))
     try:
+        if not again:
+            return Membership(member, lease, Unchanged(key, await store.put(key, member.wire(), lease)))
         expected = _own_place(await store.get(key), key, member)
         return Membership(member, lease, Unchanged(key, await store.commit((expected,), {key: member.wire()}, lease)))
-    except Fenced:
+    except (Fenced, TryAgain):
         await lease.revoke()
         raise
 

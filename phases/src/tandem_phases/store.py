@@ -141,7 +141,12 @@ class Store:
     async def _connect(self) -> aetcd.Client:
         if self._client is None:
             host, _, port = self._endpoints[self._attempt % len(self._endpoints)].rpartition(":")
-            settings: dict[str, Any] = {"host": host, "port": int(port), "timeout": self._timeout, "options": _GRPC_OPTIONS}
+            settings: dict[str, Any] = {
+                "host": host,
+                "port": int(port),
+                "timeout": self._timeout,
+                "options": _GRPC_OPTIONS,
+            }
             settings |= self._credentials
             self._client = (
                 SecureClient(self._authorities, **settings) if self._authorities else aetcd.Client(**settings)
@@ -187,9 +192,15 @@ class Store:
         return int(reply.header.revision)
 
     async def commit(
-        self, conditions: tuple[Condition, ...], puts: Mapping[str, str], lease: Lease | None = None
+        self,
+        conditions: tuple[Condition, ...],
+        puts: Mapping[str, str],
+        lease: Lease | None = None,
+        lasting: Mapping[str, str] | None = None,
     ) -> int:
         """Write all of ``puts`` if all conditions hold; returns the revision at which it happened.
+
+        ``puts`` disappear with ``lease``, the ``lasting`` ones written with them do not.
 
         A lost reply leaves open whether it was written; the same transaction is then tried until etcd says, and a
         refusal is only believed if the keys do not hold our values already.
@@ -199,12 +210,15 @@ class Store:
             TryAgain: etcd did not answer within three tries.
         """
 
+        lasting = lasting or {}
+
         async def transact(client: aetcd.Client) -> tuple[bool, int]:
             ops = client.transactions
             reply = await client.transaction(
                 compare=[_comparison(ops, condition) for condition in conditions],
                 success=[
-                    ops.put(key.encode(), value.encode(), lease=lease and lease.id) for key, value in puts.items()
+                    *(ops.put(key.encode(), value.encode(), lease=lease and lease.id) for key, value in puts.items()),
+                    *(ops.put(key.encode(), value.encode()) for key, value in lasting.items()),
                 ],
                 failure=[],
             )

@@ -36,17 +36,22 @@ class Next:
     world: int
     checkpoint: str | None = None
     reason: str | None = None
+    restarts: int = 0
 
 
-def first_phase(facts: Facts, world: int = 1, reason: str | None = None) -> Next:
+def first_phase(facts: Facts, world: int = 1, reason: str | None = None, restarts: int = 0) -> Next:
     """Start, from the newest checkpoint or from the model's source."""
     done = facts.durable_iteration or 0
-    return Next(PhaseName.START, done, done, world, facts.checkpoint, reason)
+    return Next(PhaseName.START, done, done, world, facts.checkpoint, reason, restarts)
 
 
 def failed(record: PhaseRecord, reason: str) -> Next:
     """The end of a run that cannot go on."""
-    return Next(PhaseName.FAILED, record.iteration, record.weight_version, record.world, reason=reason)
+    return replace(_here(record), name=PhaseName.FAILED, reason=reason)
+
+
+def _here(record: PhaseRecord) -> Next:
+    return Next(record.name, record.iteration, record.weight_version, record.world, restarts=record.restarts)
 
 
 def next_phase(record: PhaseRecord, facts: Facts) -> Next:
@@ -55,17 +60,16 @@ def next_phase(record: PhaseRecord, facts: Facts) -> Next:
     A failure leads to Recover with a new world, from the newest checkpoint; when no recovery is left, to Failed.
     A user's wish to suspend is granted at the next point where nothing is lost: after Release, Train or Handoff.
     """
-    here = Next(record.name, record.iteration, record.weight_version, record.world)
     if facts.desired is DesiredState.STOPPED:
         return failed(record, "stopped by the user or a deadline")
     if facts.failure is not None:
         if not facts.restarts_left:
             return failed(record, f"no restarts left: {facts.failure}")
         return replace(
-            first_phase(facts, record.world + 1, facts.failure),
+            first_phase(facts, record.world + 1, facts.failure, record.restarts + 1),
             name=PhaseName.RECOVER,
         )
-    return _after(record, here, facts)
+    return _after(record, _here(record), facts)
 
 
 def _after(record: PhaseRecord, here: Next, facts: Facts) -> Next:
@@ -79,7 +83,7 @@ def _after(record: PhaseRecord, here: Next, facts: Facts) -> Next:
             return replace(here, name=PhaseName.RELEASE if suspending else PhaseName.ROLLOUT)
         case PhaseName.ROLLOUT:
             if record.iteration >= facts.iterations and facts.evaluated:
-                return replace(here, name=PhaseName.SUCCEEDED)
+                return replace(here, name=PhaseName.SUCCEEDED, checkpoint=facts.checkpoint)
             return replace(here, name=PhaseName.RELEASE)
         case PhaseName.RELEASE:
             if suspending or not facts.batch_ready:
@@ -89,7 +93,7 @@ def _after(record: PhaseRecord, here: Next, facts: Facts) -> Next:
             trained = replace(here, iteration=here.iteration + 1, weight_version=here.weight_version + 1)
             return replace(trained, name=PhaseName.SUSPENDED if suspending else PhaseName.HANDOFF)
         case PhaseName.SUSPENDED:
-            return first_phase(facts, record.world + 1, "resumed")
+            return first_phase(facts, record.world + 1, "resumed", record.restarts)
         case PhaseName.SUCCEEDED | PhaseName.FAILED:
             raise ValueError(f"nothing follows {record.name}")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from tandem_api.environment import Job
-from tandem_api.errors import MemberFailed
+from tandem_api.errors import MemberFailed, TryAgain
 from tandem_sidecar.engine_client import MODEL_NAME, EngineClient
 from tandem_sidecar.metrics import MemberMetrics
 
@@ -18,6 +18,7 @@ log = structlog.get_logger()
 
 _POLL = 0.25
 _STOP_SECONDS = 20.0
+_WATCH_SECONDS = 10.0
 
 
 def arguments(job: Job, model: Path, socket: Path) -> list[str]:
@@ -104,6 +105,17 @@ class Engine:
             # Nobody waits for it any more, and it would go on to take the device.
             await self.stop()
             raise
+
+    async def failure(self) -> str:
+        """Wait until vLLM has ended, or its core answers no more; returns what is wrong."""
+        while True:
+            await _first_of(self.gone.wait(), asyncio.sleep(_WATCH_SECONDS))
+            if self.gone.is_set():
+                return "vLLM has ended"
+            try:
+                await self.client.handoff_reports()
+            except (TryAgain, MemberFailed) as error:
+                return f"vLLM's core does not answer: {error}"
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         status = await process.wait()

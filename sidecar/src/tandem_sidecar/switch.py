@@ -9,7 +9,7 @@ import structlog
 from tandem_api.environment import Job
 from tandem_api.errors import MemberFailed, TryAgain
 from tandem_api.messages.phases import PhaseRecord
-from tandem_api.messages.trainer import Checkpoint, Export, FinishRun, Load, TrainerReply, TrainStep, Warmup
+from tandem_api.messages.trainer import Checkpoint, Export, FinishRun, Load, Offload, TrainerReply, TrainStep, Warmup
 from tandem_api.spec.hybrid import Release
 from tandem_api.utilisation import ROLLOUT_SECONDS
 from tandem_sidecar.engine import Engine
@@ -20,6 +20,9 @@ from tandem_sidecar.steps import Part
 from tandem_sidecar.trainer_client import TrainerClient
 
 log = structlog.get_logger()
+
+FIRST_WORLD = 1
+"""Before it nobody has held the device: its engines start while the trainers import."""
 
 
 class Switch:
@@ -52,15 +55,31 @@ class Switch:
 
     async def start(self, record: PhaseRecord, part: Part) -> None:
         """Bring the engine up with the device to itself, release it, then let the trainer load."""
-        with part.step("drain"):
-            await self.drain_if_alive()
-        self._tell_rollout(part)
+        await self._flush(part)
+        if record.world > FIRST_WORLD:
+            await self._take_trainer_off(record, part)
         await self._ensure_engine(part)
-        await self.release(record, part)
+        await self._free_device(part)
         with part.step("load"):
-            command = Load(epoch=record.epoch, checkpoint=record.checkpoint)
-            reply = await self._trainer.ask(command, self._deadlines.start)
+            reply = await self._trainer.load(
+                Load(epoch=record.epoch, checkpoint=record.checkpoint), self._deadlines.start
+            )
         _take(part, reply)
+
+    async def _take_trainer_off(self, record: PhaseRecord, part: Part) -> None:
+        """An engine sizes its caches from the free memory it finds: whatever the trainer is doing, it makes room."""
+        with part.step("offload"):
+            await self._trainer.let_go(Offload(epoch=record.epoch), self._deadlines.start)
+
+    async def _flush(self, part: Part) -> None:
+        """Bring back what the engine has generated. One that cannot be paused is ended: it might go on by itself."""
+        with part.step("drain"):
+            try:
+                part.measured["cutShort"] = float(await self._rollouts.drain())
+            except (TryAgain, MemberFailed) as error:
+                log.warning("the engine cannot be paused; it is ended", error=str(error))
+                await self._engine.stop()
+        self._tell_rollout(part)
 
     async def drain_if_alive(self) -> None:
         """What a living engine has generated is brought back; a dead one has nothing."""
@@ -78,39 +97,52 @@ class Switch:
     async def _ensure_engine(self, part: Part) -> None:
         """An engine whose core answers, started afresh if there is none."""
         self._released, self._serving = False, None
-        if self._engine.running:
-            try:
-                await self._engine.client.handoff_reports()
-            except (TryAgain, MemberFailed) as error:
-                log.warning("the engine's core is dead; it is started again", error=str(error))
-                await self._engine.stop()
+        await self._end_dead_engine()
         if not self._engine.running:
             with part.step("engineStart"):
                 await self._engine.start(self._deadlines.start)
                 await self._engine.client.prepare_handoff(self._run_dir)
 
+    async def _end_dead_engine(self) -> None:
+        if not self._engine.running:
+            return
+        try:
+            await self._engine.client.handoff_reports()
+        except (TryAgain, MemberFailed) as error:
+            log.warning("the engine's core is dead; it is started again", error=str(error))
+            await self._engine.stop()
+
     async def rollout(self, record: PhaseRecord, part: Part) -> None:
         """Generate until the phase moves on: only a failing engine ends this."""
         if self._serving != record.weight_version:
             raise MemberFailed(f"the engine did not get weight version {record.weight_version} from this process")
-        raise MemberFailed(await self._rollouts.generate(record.epoch, record.weight_version))
+        watching = asyncio.create_task(self._watch_engine(), name="watch the engine's core")
+        try:
+            raise MemberFailed(await self._rollouts.generate(record.epoch, record.weight_version))
+        finally:
+            watching.cancel()
+
+    async def _watch_engine(self) -> None:
+        self._rollouts.fail(await self._engine.failure())
 
     async def release(self, record: PhaseRecord, part: Part) -> None:
         """Abort what runs keeping its tokens, free the engine's memory, and measure what is left."""
-        with part.step("drain"):
-            part.measured["cutShort"] = float(await self._rollouts.drain())
-        self._tell_rollout(part)
+        await self._flush(part)
+        await self._free_device(part)
+
+    async def _free_device(self, part: Part) -> None:
         part.measured["residualBytes"] = 0.0
         policy = self._job.spec.engine.release
         if self._memory is None or policy is Release.KEEP:
             self._released = True
             return
         part.measured["bytesBefore"] = float(self._memory.used())
-        if policy is Release.SLEEP:
+        if policy is Release.SLEEP and self._engine.running:
             with part.step("sleep"):
                 await self._engine.client.sleep()
         residual = self._memory.used()
-        if policy is Release.STOP or residual > self._job.spec.engine.release_budget:
+        over = policy is Release.STOP or residual > self._job.spec.engine.release_budget
+        if over and self._engine.running:
             log.warning("the engine is stopped to free the device", residual=residual, policy=policy)
             with part.step("stop"):
                 await self._engine.stop()
@@ -146,7 +178,14 @@ class Switch:
         """Weights from trainer to engine, bucket by bucket, then proof that they arrived."""
         timeout = self._deadlines.handoff
         client = self._engine.client
-        await self._ensure_engine(part)
+        await self._end_dead_engine()
+        if not self._engine.running:
+            await self._take_trainer_off(record, part)
+            await self._ensure_engine(part)
+            if self._memory is not None:
+                with part.step("sleep"):
+                    await client.sleep()
+        self._released, self._serving = False, None
         if self._memory is not None:
             with part.step("wakeWeights"):
                 await client.wake_up("weights")
@@ -191,24 +230,26 @@ class Switch:
         self._serving = record.weight_version
 
     async def suspended(self, record: PhaseRecord, part: Part) -> None:
-        with part.step("drain"):
-            await self.drain_if_alive()
-        self._tell_rollout(part)
+        await self._flush(part)
         with part.step("checkpoint"):
             command = Checkpoint(epoch=record.epoch, iteration=record.iteration)
             reply = await self._trainer.ask(command, self._deadlines.train)
         _take(part, reply)
 
     async def succeeded(self, record: PhaseRecord, part: Part) -> None:
-        with part.step("drain"):
-            await self.drain_if_alive()
-        self._tell_rollout(part)
-        command = FinishRun(epoch=record.epoch, export=self._job.spec.checkpoint.export)
-        with part.step("export"):
-            reply = await self._trainer.ask(command, self._deadlines.train)
-        _take(part, reply)
+        """End the engine, then the trainer: with its last reply this pod is complete, so nothing may come after."""
+        await self._flush(part)
         with part.step("stop"):
             await self._engine.stop()
+        command = FinishRun(epoch=record.epoch, export=self._job.spec.checkpoint.export)
+        with part.step("export"):
+            try:
+                reply = await self._trainer.ask(command, self._deadlines.train)
+            except MemberFailed as error:
+                log.warning("the trainer lost the final weights; they are loaded again", error=str(error))
+                await self._trainer.load(Load(epoch=record.epoch, checkpoint=record.checkpoint), self._deadlines.train)
+                reply = await self._trainer.ask(command, self._deadlines.train)
+        _take(part, reply)
 
 
 def _take(part: Part, reply: TrainerReply) -> None:

@@ -4,10 +4,20 @@
 import asyncio
 from pathlib import Path
 
+import structlog
+
 from tandem_api.errors import MemberFailed
-from tandem_api.messages.trainer import TrainerCommand, TrainerReply
+from tandem_api.messages.trainer import Load, Offload, TrainerCommand, TrainerReply
+
+log = structlog.get_logger()
 
 _LINE_LIMIT = 16 * 2**20
+_LOAD_ATTEMPTS = 4
+"""The agents of several pods start their ranks anew one after the other; a rank may be asked just before its turn."""
+
+
+class TrainerGone(MemberFailed):
+    """A rank ended while it was asked; its agent starts it anew, with nothing loaded."""
 
 
 class TrainerClient:
@@ -37,21 +47,65 @@ class TrainerClient:
         }
         return replies[0].model_copy(update={"seconds": longest})
 
+    async def load(self, command: Load, timeout: float) -> TrainerReply:
+        """Ask for a load, and again of ranks that were started anew meanwhile.
+
+        Raises:
+            MemberFailed: as :meth:`ask`, or the ranks do not survive their load.
+        """
+        for attempt in range(1, _LOAD_ATTEMPTS):
+            try:
+                return await self.ask(command, timeout)
+            except TrainerGone as error:
+                log.warning("the trainer was started anew; it is asked again", attempt=attempt, error=str(error))
+        return await self.ask(command, timeout)
+
+    async def let_go(self, command: Offload, timeout: float) -> None:
+        """See every rank off the device. A rank that ends, or that is not there, has left it.
+
+        Raises:
+            MemberFailed: a rank refused, or did not answer in time.
+        """
+        try:
+            async with asyncio.timeout(timeout), asyncio.TaskGroup() as group:
+                for socket in self._sockets:
+                    group.create_task(_let_go(socket, command))
+        except TimeoutError:
+            raise MemberFailed(f"the trainer did not leave the device within {timeout:.0f} s") from None
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+
+
+async def _let_go(socket: Path, command: Offload) -> None:
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(socket), limit=_LINE_LIMIT)
+    except OSError as error:
+        log.info("no trainer rank is on the device", rank=socket.name, error=str(error))
+        return
+    try:
+        await _converse(socket, command, reader, writer)
+    except TrainerGone as error:
+        log.info("the trainer rank ended and is off the device", rank=socket.name, error=str(error))
+
 
 async def _ask(socket: Path, command: TrainerCommand) -> TrainerReply:
-    reader, writer = await _connect(socket)
+    return await _converse(socket, command, *await _connect(socket))
+
+
+async def _converse(
+    socket: Path, command: TrainerCommand, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> TrainerReply:
+    gone = f"the trainer rank at {socket.name} went away during {command.command!r}"
     try:
         writer.write(command.wire().encode() + b"\n")
         await writer.drain()
         line = await reader.readline()
     except OSError as error:
-        raise MemberFailed(
-            f"the trainer rank at {socket.name} went away during {command.command!r}: {error}"
-        ) from error
+        raise TrainerGone(f"{gone}: {error}") from error
     finally:
         writer.close()
     if not line:
-        raise MemberFailed(f"the trainer rank at {socket.name} went away during {command.command!r}")
+        raise TrainerGone(gone)
     reply = TrainerReply.model_validate_json(line)
     if reply.error is not None:
         raise MemberFailed(f"the trainer rank at {socket.name} refused {command.command!r}: {reply.error}")

@@ -20,13 +20,17 @@ from tandem_sidecar.switch import Switch
 log = structlog.get_logger()
 
 LEASE_SECONDS = 10.0
+_RETRY_SECONDS = 1.0
 
 
 class Worker:
     """One member of a job.
 
-    Invariant: it works on at most one phase at a time, and an ack is only ever written for the phase that the work
-    was begun for. When the phase moves on under its hands, the work is cancelled.
+    Two tasks: one keeps our place among the members, the other does our part of each phase. Work goes on while the
+    place is lost, for etcd may only be away; an ack is written with the place that we have by then.
+
+    Invariant: it works on at most one phase at a time, and begins none without a place. An ack is only ever written
+    for the phase that the work was begun for. When the phase moves on under its hands, the work is cancelled.
     """
 
     def __init__(self, store: Store, keys: JobKeys, member: Member, switch: Switch, metrics: MemberMetrics) -> None:
@@ -34,6 +38,8 @@ class Worker:
         self._keys = keys
         self._member = member
         self._metrics = metrics
+        self._place: Membership | None = None
+        self._placed = asyncio.Event()
         self._parts = {
             PhaseName.START: switch.start,
             PhaseName.RECOVER: switch.start,
@@ -52,39 +58,58 @@ class Worker:
         Raises:
             Fenced: another process has our place.
         """
-        again = False
         async with Mirror(self._store, self._keys.prefix) as mirror:
-            while True:
-                try:
-                    membership = await join(self._store, self._keys, self._member, LEASE_SECONDS, again=again)
-                    again = True
-                    log.info("joined the job", index=self._member.index)
-                    await self._follow(mirror, membership)
-                except TryAgain as error:
-                    log.warning("cannot join for now", error=str(error))
-                    await asyncio.sleep(1.0)
+            tasks = [
+                asyncio.create_task(self._keep_place(mirror), name="keep our place"),
+                asyncio.create_task(self._follow(mirror), name="follow the phases"),
+            ]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in tasks:
+                    if task.done():
+                        task.result()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
 
-    async def _follow(self, mirror: Mirror, membership: Membership) -> None:
-        over = asyncio.create_task(membership.over(mirror))
+    async def _keep_place(self, mirror: Mirror) -> None:
+        again = False
+        while True:
+            try:
+                membership = await join(self._store, self._keys, self._member, LEASE_SECONDS, again=again)
+            except TryAgain as error:
+                log.warning("cannot join for now", error=str(error))
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            log.info("joined the job", index=self._member.index, again=again)
+            again = True
+            self._place = membership
+            self._placed.set()
+            await membership.over(mirror)
+            self._placed.clear()
+            log.warning("our membership is lost; joining again")
+
+    async def _membership(self, mirror: Mirror) -> Membership:
+        """Our place, once we have one that is in force."""
+        while True:
+            await self._placed.wait()
+            assert self._place is not None
+            if self._place.holds(mirror.entries):
+                return self._place
+            await asyncio.sleep(0)
+
+    async def _follow(self, mirror: Mirror) -> None:
         epoch = 0
-        try:
-            while True:
-                moved = asyncio.create_task(self._after(mirror, epoch))
-                await asyncio.wait([moved, over], return_when=asyncio.FIRST_COMPLETED)
-                if over.done():
-                    moved.cancel()
-                    log.warning("our membership is lost; joining again")
-                    return
-                seen = moved.result()
-                epoch = seen.record.epoch
-                await self._take_part(mirror, membership, seen, over)
-        finally:
-            over.cancel()
+        while True:
+            seen = await self._after(mirror, epoch)
+            await self._membership(mirror)
+            seen = current(mirror.entries, self._keys) or seen
+            epoch = seen.record.epoch
+            await self._take_part(mirror, seen)
 
-    async def _take_part(
-        self, mirror: Mirror, membership: Membership, seen: SeenPhase, over: asyncio.Task[None]
-    ) -> None:
-        """Do our part and ack it, unless the phase moves on or our membership is over: then nobody waits for it."""
+    async def _take_part(self, mirror: Mirror, seen: SeenPhase) -> None:
+        """Do our part and ack it, unless the phase moves on: then nobody waits for it."""
         record = seen.record
         log.info("phase", name=record.name, iteration=record.iteration, epoch=record.epoch)
         if record.name not in self._parts or self._member.index not in record.members:
@@ -92,17 +117,23 @@ class Worker:
         self._metrics.works_on(record.name)
         working = asyncio.create_task(self._work(seen))
         moved = asyncio.create_task(self._after(mirror, record.epoch))
+        acking: asyncio.Task[None] | None = None
         try:
-            await asyncio.wait([working, moved, over], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([working, moved], return_when=asyncio.FIRST_COMPLETED)
             if working.done():
-                await self._ack(membership, seen, working.result())
+                self._metrics.waits()
+                acking = asyncio.create_task(self._keep_acked(mirror, seen, working.result()))
+                await asyncio.wait([acking, moved], return_when=asyncio.FIRST_COMPLETED)
+                if acking.done():
+                    acking.result()
             elif record.name is not PhaseName.ROLLOUT:
                 log.warning("our part of the phase is given up", name=record.name)
         finally:
             self._metrics.waits()
-            for task in (working, moved):
+            tasks = [task for task in (working, moved, acking) if task is not None]
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait([working, moved])
+            await asyncio.wait(tasks)
 
     async def _after(self, mirror: Mirror, epoch: int) -> SeenPhase:
         """The first phase seen with a later epoch."""
@@ -122,16 +153,28 @@ class Worker:
             log.error("our part of the phase failed", name=record.name, error=error)
         return part.ack(record.epoch, self._member.index, self._member.incarnation, error)
 
-    async def _ack(self, membership: Membership, seen: SeenPhase, ack: Ack) -> None:
-        try:
-            if ack.digest and self._member.index == 0:
-                weights = WeightsRecord(
-                    version=seen.record.weight_version,
-                    digest=ack.digest,
-                    bytes=int(ack.measured["bytes"]),
-                    tensors=int(ack.measured["tensors"]),
-                )
-                await self._store.put(self._keys.weights(weights.version), weights.wire())
-            await membership.ack(self._store, self._keys, ack, seen.fence)
-        except Fenced as error:
-            log.warning("our ack does not count", error=str(error))
+    async def _keep_acked(self, mirror: Mirror, seen: SeenPhase, ack: Ack) -> None:
+        """Ack, and again whenever our place and the ack with it were lost; until the phase moves on."""
+        while True:
+            membership = await self._membership(mirror)
+            try:
+                await membership.ack(self._store, self._keys, ack, seen.fence, self._weights(seen, ack))
+            except TryAgain as error:
+                log.warning("our ack was not written; trying again", error=str(error))
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            except Fenced as error:
+                log.warning("our ack does not count", error=str(error))
+            await membership.over(mirror)
+
+    def _weights(self, seen: SeenPhase, ack: Ack) -> dict[str, str]:
+        """What the weights that we now serve are made of: the first member says so, with its ack."""
+        if not ack.digest or self._member.index != 0:
+            return {}
+        record = WeightsRecord(
+            version=seen.record.weight_version,
+            digest=ack.digest,
+            bytes=int(ack.measured["bytes"]),
+            tensors=int(ack.measured["tensors"]),
+        )
+        return {self._keys.weights(record.version): record.wire()}

@@ -20,7 +20,7 @@ def main() -> None:
     run_dir = environment.path(env.RUN_DIR)
     _quieten()
     # Before the imports below, which take longer than a sidecar likes to be refused.
-    listener = listen(run_dir / f"trainer-{rank}.sock")
+    server = Server(listen(run_dir / f"trainer-{rank}.sock"))
 
     from tandem_api.errors import TandemError
     from tandem_handoff import HandoffError
@@ -40,7 +40,7 @@ def main() -> None:
         trainer = Trainer(job, places, device)
         try:
             recoverable = (CommandRefused, CheckpointUnreadable, parallel.CollectiveFailed, HandoffError, TandemError)
-            Server(listener, trainer.obey, recoverable).serve()
+            server.serve(trainer.obey, recoverable)
         finally:
             trainer.close()
 

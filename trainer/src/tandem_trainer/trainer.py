@@ -18,6 +18,7 @@ from tandem_api.messages.trainer import (
     Export,
     FinishRun,
     Load,
+    Offload,
     TrainerCommand,
     TrainerReply,
     TrainStep,
@@ -60,7 +61,8 @@ class Trainer:
     """One rank's state between commands.
 
     Life cycle: ``load`` builds the policy (once) and fills it; ``warmup`` and ``step`` change it; ``export`` shows it
-    to the engine and leaves the device, which the next command takes again; ``checkpoint`` and ``finish`` write it.
+    to the engine and leaves the device, as ``offload`` does, and the next command takes it again; ``checkpoint`` and
+    ``finish`` write it.
     ``_counters`` say how many iterations the weights have seen, ``_saved`` which state is on disk already.
     """
 
@@ -80,6 +82,8 @@ class Trainer:
     def obey(self, command: TrainerCommand) -> TrainerReply:
         """Carry out a command."""
         match command:
+            case Offload():
+                return self._offload()
             case Load():
                 return self._load(command)
             case Warmup():
@@ -98,6 +102,11 @@ class Trainer:
         if self._exporter:
             self._exporter.close()
         parallel.leave()
+
+    def _offload(self) -> TrainerReply:
+        if self._policy is not None:
+            self._policy.offload(weights=True)
+        return TrainerReply()
 
     def _load(self, command: Load) -> TrainerReply:
         started = perf_counter()

@@ -12,6 +12,15 @@ from pydantic import Field, TypeAdapter
 from tandem_api.base import Message
 
 
+class Offload(Message):
+    """Leave the device, now: a recovery begins. A rank that is busy with an older epoch ends itself instead, and its
+    agent starts it anew: what it had begun waits for ranks that may be gone, and frees the device only by its end.
+    """
+
+    command: Literal["offload"] = "offload"
+    epoch: int
+
+
 class Load(Message):
     """Take the device, build the model, and load ``checkpoint`` (a path) or the job's model source."""
 
@@ -67,7 +76,9 @@ class FinishRun(Message):
     export: bool
 
 
-TrainerCommand = Annotated[Load | Warmup | TrainStep | Export | Checkpoint | FinishRun, Field(discriminator="command")]
+TrainerCommand = Annotated[
+    Offload | Load | Warmup | TrainStep | Export | Checkpoint | FinishRun, Field(discriminator="command")
+]
 trainer_command: TypeAdapter[TrainerCommand] = TypeAdapter(TrainerCommand)
 
 
