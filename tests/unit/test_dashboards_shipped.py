@@ -3,6 +3,7 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ RULES: dict[str, dict[str, Any]] = {
     for group in yaml.safe_load((ROOT / "charts/tandem/rules/tandem.yaml").read_text())["groups"]
     for rule in group["rules"]
 }
+RUNBOOKS = [page for page in (ROOT / "docs/runbooks").glob("*.md") if page.stem != "README"]
 TESTS = yaml.safe_load((ROOT / "tests/alerts/tandem.yaml").read_text())["tests"]
 
 
@@ -37,11 +39,21 @@ def test_dashboards_link_to_each_other_by_their_ids() -> None:
 
 
 def test_every_alert_has_a_runbook_with_the_same_sections() -> None:
-    pages = {path.stem: path.read_text() for path in (ROOT / "docs/runbooks").glob("*.md")}
+    pages = {path.stem: path.read_text() for path in RUNBOOKS}
     assert set(pages) == set(RULES)
     for name, rule in RULES.items():
         assert rule["annotations"]["runbook_url"].endswith(f"/docs/runbooks/{name}.md")
-        assert re.findall(r"^#+ (.*)$", pages[name], re.M) == [name, "What it means", "Where to look", "What to do"]
+        sections = [name, "What it means", "Where to look", "Commands", "What to do"]
+        assert re.findall(r"^#+ (.*)$", pages[name], re.M) == sections
+        symptom = pages[name].removeprefix(f"# {name}\n\n").split("\n\n")[0]
+        assert symptom.endswith(".")
+
+
+def test_the_commands_of_runbooks_are_shell_that_asks_the_cluster() -> None:
+    for page in RUNBOOKS:
+        (commands,) = re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.M | re.S)
+        assert "kubectl --namespace $NAMESPACE" in commands, page.stem
+        subprocess.run(["bash", "-n"], input=commands, text=True, check=True)
 
 
 def test_alerts_use_declared_metrics_only() -> None:
