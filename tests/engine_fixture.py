@@ -82,16 +82,19 @@ class Completion:
 
 
 class Engine:
-    """A vLLM process on a Unix socket, and the routes that tests need. docs/engine-routes.md describes them."""
+    """A vLLM process on a Unix socket, and the routes that tests need. docs/engine-routes.md describes them.
 
-    def __init__(self, model: Path, directory: Path, dtype: str = "float32") -> None:
+    The last of vLLM's arguments wins, so `arguments` change what every engine gets.
+    """
+
+    def __init__(self, model: Path, directory: Path, dtype: str = "float32", arguments: Iterable[str] = ()) -> None:
         self.model = model
         self.directory = directory
         self.socket = directory / "engine.sock"
         self.log = directory / "engine.log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                _arguments(model, self.socket, dtype),
+                [*_arguments(model, self.socket, dtype), *arguments],
                 env=os.environ | _ENVIRONMENT,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -196,6 +199,12 @@ def completion(answer: dict[str, Any]) -> Completion:
         versions[span["start"] : span["end"]] = [span["version"]] * (span["end"] - span["start"])
     entries = (choice["logprobs"] or {}).get("content") or []
     return Completion(tokens, torch.tensor([entry["logprob"] for entry in entries]), versions, choice["finish_reason"])
+
+
+def generated_tokens(engine: Engine) -> float:
+    """Tokens that the engine has generated since its start."""
+    lines = engine.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:generation_tokens_total"))
 
 
 @contextlib.contextmanager

@@ -2,9 +2,23 @@
 """One vLLM for all integration tests that ask for it."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from engine_fixture import Engine, running_engine
+from xdist.scheduler import LoadFileScheduling
+
+
+class OneEngine(LoadFileScheduling):
+    """Gives all files of tests that use the shared engine to one process: it is started once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        scope: str = super()._split_scope(nodeid)
+        return "engine" if "/test_engine_" in scope else scope
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneEngine | None:
+    return OneEngine(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +27,14 @@ def engine() -> Iterator[Engine]:
     with running_engine() as started:
         started.wait()
         yield started
+
+
+@pytest.fixture
+def version(request: pytest.FixtureRequest) -> int:
+    """A weight version that no test before this one used."""
+    counter = request.config.stash.setdefault(_VERSIONS, [0])
+    counter[0] += 1
+    return counter[0]
+
+
+_VERSIONS = pytest.StashKey[list[int]]()

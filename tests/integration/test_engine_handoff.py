@@ -7,7 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 import torch
-from engine_fixture import PROBE, Engine, completion, generate_body, reference_logprobs, reference_model, weights
+from engine_fixture import (
+    PROBE,
+    Engine,
+    completion,
+    generate_body,
+    generated_tokens,
+    reference_logprobs,
+    reference_model,
+    weights,
+)
 
 from tandem_handoff import Exporter, HandoffError, PeerRefusedError, Verify
 
@@ -15,17 +24,6 @@ Tensors = list[tuple[str, torch.Tensor]]
 TOLERANCE = 1e-4
 LENGTH = 24
 K_PROJ = "model.layers.1.self_attn.k_proj.weight"
-
-
-@pytest.fixture
-def version(request: pytest.FixtureRequest) -> int:
-    """A weight version that no test before this one used."""
-    counter = request.config.stash.setdefault(_VERSIONS, [0])
-    counter[0] += 1
-    return counter[0]
-
-
-_VERSIONS = pytest.StashKey[list[int]]()
 
 
 def assert_engine_computes(engine: Engine, model: torch.nn.Module, version: int) -> None:
@@ -220,12 +218,6 @@ def test_a_pause_returns_partial_completions_that_go_on_where_they_stopped(engin
     engine.call("/resume").raise_for_status()
     rest = engine.generate(PROBE + partial.tokens, length - len(partial.tokens))
     assert partial.tokens + rest.tokens == whole.tokens
-
-
-def generated_tokens(engine: Engine) -> float:
-    """Tokens that the engine has generated since its start."""
-    lines = engine.get("/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:generation_tokens_total"))
 
 
 def test_the_exporter_hears_why_the_engine_refused(engine: Engine, version: int) -> None:
