@@ -49,7 +49,7 @@ def make_job(prompts: Path, **parts: Any) -> Job:
         "rewards": [{"name": "exact", "exact": {"pattern": r"=?\s*(-?\d+)$"}}],
     }
     for name, part in parts.items():
-        spec[name] = {**spec[name], **part} if isinstance(part, dict) else part
+        spec[name] = {**spec.get(name, {}), **part} if isinstance(part, dict) else part
     return Job("default", "test", "uid", RLJobSpec.model_validate(spec))
 
 

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run of the real stack that meets faults, and what is left of it: recoveries, and books that must balance."""
+
+import asyncio
+import hashlib
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from faults import Breaker, Fault, Recovery, endpoint_of
+from running import eventually, finish, manifest, start
+
+from tandem_api.keys import JobKeys
+from tandem_phases.mirror import Mirror
+from tandem_phases.store import Store
+
+START_SECONDS = 300.0
+RUN_SECONDS = 600.0
+SMALL: Mapping[str, Any] = {
+    "spec.rollout.promptsPerIteration": 16,
+    "spec.rollout.samplesPerPrompt": 8,
+    "spec.data.warmup": None,
+    "spec.data.evaluation": None,
+    "spec.checkpoint.everyIterations": 2,
+    "spec.runPolicy": {"maxRestarts": 50},
+    "spec.schedule": {"phaseDeadlines": {"start": 240, "release": 60, "train": 60, "handoff": 120}},
+}
+
+
+@dataclass
+class Books:
+    """What the replay buffer held at one time or another: a digest of each segment, and of each closed batch."""
+
+    segments: dict[tuple[str, int], str] = field(default_factory=dict)
+    batches: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, out: Path) -> "Books":
+        books = cls()
+        with sqlite3.connect(out / "buffer.sqlite") as db:
+            for trajectory, offset, tokens in db.execute("SELECT trajectory, offset, tokens FROM segments"):
+                books.segments[trajectory, offset] = hashlib.sha256(tokens).hexdigest()
+            books.batches = dict(db.execute("SELECT iteration, digest FROM batches").fetchall())
+        return books
+
+    def lost(self, now: "Books") -> list[str]:
+        """What was on disk once and is not any more, or is another."""
+        segments = [f"segment {key}" for key, found in self.segments.items() if now.segments.get(key) != found]
+        batches = [f"batch {key}" for key, found in self.batches.items() if now.batches.get(key) != found]
+        return segments + batches
+
+
+@dataclass
+class BrokenRun:
+    """A run that met ``faults``. ``lost``: what its buffer once held and no longer does at the end."""
+
+    file: Path
+    out: Path
+    iterations: int
+    recoveries: list[Recovery] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    status: int | None = None
+
+    def trained(self) -> list[int]:
+        """The iterations that the final weights have seen, in order; what a rollback undid is left out."""
+        phases = {}
+        for line in (self.out / "timeline.jsonl").read_text().splitlines():
+            part = json.loads(line)
+            if part["index"] is None:
+                phases[part["epoch"]] = part
+        ordered = [phases[epoch] for epoch in sorted(phases)]
+        done: list[int] = []
+        for part, following in zip(ordered, [*ordered[1:], {"iteration": None}], strict=True):
+            if part["phase"] in ("Start", "Recover"):
+                done = [iteration for iteration in done if iteration < part["iteration"]]
+            if part["phase"] == "Train" and following["iteration"] == part["iteration"] + 1:
+                done.append(part["iteration"])
+        return done
+
+    def batches_of_trajectories(self) -> Counter[str]:
+        """In how many batches each trajectory is."""
+        with sqlite3.connect(self.out / "buffer.sqlite") as db:
+            rows = db.execute("SELECT members FROM batches").fetchall()
+        return Counter(name for (members,) in rows for name, *_ in json.loads(members))
+
+    def gaps(self) -> list[str]:
+        """Trajectories whose segments do not follow one another."""
+        ends: dict[str, int] = {}
+        found = []
+        with sqlite3.connect(self.out / "buffer.sqlite") as db:
+            rows = db.execute("SELECT trajectory, offset, tokens FROM segments ORDER BY trajectory, offset")
+            for trajectory, offset, tokens in rows:
+                if offset != ends.get(trajectory, 0):
+                    found.append(f"{trajectory} at {offset}")
+                ends[trajectory] = offset + len(np.frombuffer(tokens, np.int32))
+        return found
+
+    def record(self, path: Path) -> None:
+        """Add the recoveries to a file of JSON lines, from which docs/reliability.md is made."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            for recovery in self.recoveries:
+                file.write(json.dumps(asdict(recovery)) + "\n")
+
+
+def broken_run(directory: Path, faults: Sequence[Fault], changes: Mapping[str, Any]) -> BrokenRun:
+    """Run the small job, do the faults to it one after the other, and see it to its end."""
+    wanted = {**SMALL, **changes}
+    run = BrokenRun(manifest(directory / "job.yaml", wanted), directory / "out", int(wanted["spec.iterations"]))
+    process = start(run.file, run.out)
+    try:
+        endpoint = eventually(lambda: endpoint_of(run.out), START_SECONDS, "the run's etcd")
+        asyncio.run(_inflict(run, endpoint, faults))
+        run.status = finish(process, run.out, RUN_SECONDS)
+    except BaseException:
+        print(run.out.with_suffix(".log").read_text())
+        raise
+    finally:
+        process.kill()
+        process.wait()
+    return run
+
+
+async def _inflict(run: BrokenRun, endpoint: str, faults: Sequence[Fault]) -> None:
+    metadata = yaml.safe_load((run.out / "job.yaml").read_text())["metadata"]
+    keys = JobKeys(metadata.get("namespace", "default"), metadata["name"], metadata["uid"])
+    seen = Books()
+
+    def look() -> None:
+        if (run.out / "buffer.sqlite").exists():
+            now = Books.of(run.out)
+            run.lost.extend(seen.lost(now))
+            seen.segments |= now.segments
+            seen.batches |= now.batches
+
+    async with Store((endpoint,)) as store, Mirror(store, keys.prefix) as mirror:
+        breaker = Breaker(run.out, endpoint, mirror, keys)
+        for fault in faults:
+            recovery = await breaker.inflict(fault, START_SECONDS, before=look)
+            print(f"{fault}: hit {recovery.hit}, {recovery.seconds:.1f} s, {recovery.reason}", flush=True)
+            run.recoveries.append(recovery)
+            look()
+        await mirror.until(lambda entries: True if breaker.over(entries) else None, RUN_SECONDS)
+    look()

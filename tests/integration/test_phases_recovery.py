@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is lost with a process, and what is not: the real driver, buffer and workers on a real etcd."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from etcd_server import EtcdServer, etcd_server
+from scripted_pods import SOON, JobOfPods, Pod, fail, hoard
+
+from tandem_api.errors import Fenced
+from tandem_api.messages.phases import Ack, Member, Outcome, PhaseName, PhaseRecord
+from tandem_phases.barrier import counted
+from tandem_phases.leadership import lead
+from tandem_phases.membership import join
+from tandem_phases.phase import move
+from tandem_sidecar.steps import Part
+
+P = PhaseName
+ZOMBIE = Member(index=0, pod="pod-0", uid="zombie", incarnation="zombie", address="127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    with etcd_server(tmp_path_factory.mktemp("etcd")) as server:
+        yield server
+
+
+@pytest.fixture
+async def job(etcd: EtcdServer, tmp_path: Path) -> AsyncIterator[JobOfPods]:
+    async with JobOfPods(tmp_path, etcd) as job:
+        yield job
+
+
+def names(job: JobOfPods) -> list[PhaseName]:
+    return [record.name for record in job.records]
+
+
+class Gate:
+    """A part that is done once it is opened; it counts how often it was begun."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.inside = asyncio.Event()
+        self.opened = asyncio.Event()
+
+    async def __call__(self, _: Pod, __: PhaseRecord, part: Part) -> None:
+        self.begun += 1
+        self.inside.set()
+        await self.opened.wait()
+        part.measured["loss"] = 1.0
+
+
+async def test_a_job_whose_pods_live_succeeds_in_its_first_world(job: JobOfPods) -> None:
+    job.pod(0), job.pod(1)
+    last = await asyncio.wait_for(job.drive(), SOON)
+    assert (last.name, last.world, last.restarts) == (P.SUCCEEDED, 1, 0)
+
+
+async def test_the_rollout_of_a_member_that_dies_goes_to_the_others_without_a_recovery(job: JobOfPods) -> None:
+    job.pod(0)
+    hoarder = job.pod(1, rollout=hoard)
+    driving = job.drive()
+    await asyncio.wait_for(job.hoarded.wait(), SOON)
+    await hoarder.kill()
+    await job.phase(P.RELEASE)
+    job.pod(1)
+    last = await asyncio.wait_for(driving, SOON)
+    assert (last.name, last.world) == (P.SUCCEEDED, 1)
+    assert P.RECOVER not in names(job)
+
+
+async def test_the_rollout_of_a_member_whose_engine_fails_goes_to_the_others(job: JobOfPods) -> None:
+    job.pod(0)
+    job.pod(1, rollout=fail)
+    last = await asyncio.wait_for(job.drive(), SOON)
+    assert (last.name, last.world) == (P.SUCCEEDED, 1)
+
+
+async def test_a_rollout_without_any_member_left_recovers(job: JobOfPods) -> None:
+    pods = [job.pod(index, rollout=hoard) for index in range(2)]
+    driving = job.drive()
+    await asyncio.wait_for(job.hoarded.wait(), SOON)
+    for pod in pods:
+        await pod.kill()
+    job.pod(0), job.pod(1)
+    last = await asyncio.wait_for(driving, SOON)
+    assert (last.name, last.world, last.restarts) == (P.SUCCEEDED, 2, 1)
+
+
+async def test_an_ack_of_a_process_that_was_replaced_does_not_end_the_phase(job: JobOfPods) -> None:
+    gate = Gate()
+    first = job.pod(0)
+    job.pod(1, train=gate)
+    driving = job.drive()
+    train = await job.phase(P.TRAIN)
+    await job.mirror.until(lambda entries: counted(entries, job.keys, train).get(0), SOON)
+    first.task.cancel()
+    # The ack of the first process stays until its lease runs out.
+    job.pod(0)
+    await job.mirror.until(lambda entries: None if 0 in counted(entries, job.keys, train) else True, SOON)
+    gate.opened.set()
+    recovered = await job.phase(P.RECOVER)
+    assert "member 0 was lost during Train" in (recovered.reason or "")
+    last = await asyncio.wait_for(driving, SOON)
+    assert last.name is P.SUCCEEDED
+
+
+async def test_restarts_are_counted_on_when_another_orchestrator_takes_over(etcd: EtcdServer, tmp_path: Path) -> None:
+    async with JobOfPods(tmp_path, etcd, runPolicy={"maxRestarts": 1}) as job:
+        job.pod(0), job.pod(1, train=fail)
+        first = job.drive()
+        recovered = await job.phase(P.RECOVER)
+        assert recovered.restarts == 1
+        first.cancel()
+        await asyncio.wait([first])
+        last = await asyncio.wait_for(job.drive(), SOON)
+        assert last.name is P.FAILED
+        assert "no restarts left: member 1: the script says so" in (last.reason or "")
+
+
+async def test_work_goes_on_while_the_place_is_lost_and_is_acked_with_the_next_one(job: JobOfPods) -> None:
+    gate = Gate()
+    pod = job.pod(0, train=gate)
+    leadership = await lead(job.store, job.mirror, job.keys, "test", 60)
+    record = PhaseRecord(epoch=1, iteration=0, name=P.TRAIN, weight_version=0, world=1, members=(0,), started=0.0)
+    await move(job.store, job.keys, leadership, None, record)
+    await asyncio.wait_for(gate.inside.wait(), SOON)
+    lost = pod.worker._place
+    assert lost is not None
+    await job.store.revoke(lost.lease.id)
+    await job.mirror.until(lambda entries: None if job.keys.member(0) in entries else True, SOON)
+    gate.opened.set()
+    found = await job.mirror.until(lambda entries: counted(entries, job.keys, record) or None, SOON)
+    assert (found[0].outcome, gate.begun) == (Outcome.DONE, 1)
+    await leadership.lease.revoke()
+
+
+async def test_etcd_away_for_less_than_a_lease_costs_neither_work_nor_a_lease(job: JobOfPods, etcd: EtcdServer) -> None:
+    gates = Gate(), Gate()
+    pods = [job.pod(index, train=gate) for index, gate in enumerate(gates)]
+    driving = job.drive()
+    for gate in gates:
+        await asyncio.wait_for(gate.inside.wait(), SOON)
+    before = job.leases()
+    etcd.stop()
+    for gate in gates:
+        gate.opened.set()
+    etcd.start()
+    handed = await job.phase(P.HANDOFF)
+    assert (handed.world, [gate.begun for gate in gates]) == (1, [1, 1])
+    assert job.leases() == before
+    assert (await asyncio.wait_for(driving, SOON)).name is P.SUCCEEDED
+    assert all(P.RECOVER not in pod.parts for pod in pods)
+
+
+async def test_a_zombies_handoff_does_not_say_what_the_weights_are(job: JobOfPods) -> None:
+    zombie = await join(job.store, job.keys, ZOMBIE, 60)
+    leadership = await lead(job.store, job.mirror, job.keys, "test", 60)
+    record = PhaseRecord(epoch=1, iteration=0, name=P.HANDOFF, weight_version=0, world=1, members=(0,), started=0.0)
+    seen = await move(job.store, job.keys, leadership, None, record)
+    await move(job.store, job.keys, leadership, seen, record.model_copy(update={"epoch": 2}))
+    ack = Ack(epoch=1, index=0, incarnation="zombie", outcome=Outcome.DONE, seconds=0.0, digest="stale")
+    with pytest.raises(Fenced):
+        await zombie.ack(job.store, job.keys, ack, seen.fence, {job.keys.weights(0): "stale"})
+    assert await job.store.get(job.keys.weights(0)) is None
+    for proof in (leadership, zombie):
+        await proof.lease.revoke()
+
+
+async def test_old_acks_do_not_pile_up_in_etcd(job: JobOfPods) -> None:
+    job.pod(0), job.pod(1)
+    last = await asyncio.wait_for(job.drive(), SOON)
+    entries, _ = await job.store.list(job.keys.prefix + "acks/")
+    epochs = {int(key.removeprefix(job.keys.prefix).split("/")[1]) for key in entries}
+    assert epochs <= {last.epoch, last.epoch - 1}
