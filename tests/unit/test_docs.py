@@ -1,12 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The documentation speaks of everything that a user meets, and of nothing that is not there."""
 
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from manifest_cases import MANIFESTS
+from operator_fixture import merged
+from typer.main import get_command
 
+from tandem_api.manifest import read, spec_problems
+from tandem_cli.cluster import main as plugin
+from tandem_cli.main import app
 from tandem_operator import policy
 
 ROOT = Path(__file__).parents[2]
@@ -57,3 +69,59 @@ def test_values_that_the_documentation_names_are_the_charts() -> None:
         for part in path.split("."):
             assert part in found, f"{path} is no value of the chart"
             found = found[part]
+
+
+def fragments() -> Iterator[Any]:
+    """Pieces of ``spec`` that pages show."""
+    for page in sorted(DOCS.glob("*.md")):
+        for number, text in enumerate(re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)):
+            content = yaml.safe_load(text) if "--8<--" not in text else None
+            content = content.get("spec", content) if content and "apiVersion" not in content else None
+            if content and content.keys() <= {"model", "rewards", "orchestrator", "hybrid", "trainer", "engine"}:
+                yield pytest.param(content, id=f"{page.stem}-{number}")
+
+
+@pytest.mark.parametrize("fragment", list(fragments()))
+def test_a_piece_of_a_manifest_that_a_page_shows_is_valid(fragment: dict[str, Any]) -> None:
+    base = read(MANIFESTS / "smallest.yaml").spec
+    kept = {name: value for name, value in base.items() if name not in ("model", "rewards") or name not in fragment}
+    assert spec_problems(merged(kept, fragment)) == []
+
+
+def test_commands_that_pages_name_exist() -> None:
+    text = "".join(page.read_text() for page in (*DOCS.rglob("*.md"), ROOT / "README.md"))
+    tandem = set(
+        re.findall(r"(?:^|[ /`])(?<!kubectl )tandem ([a-z0-9]+) (?:FILE|DIR|[\w/-]+\.yaml)", text, re.MULTILINE)
+    )
+    kubectl_tandem = set(re.findall(r"kubectl tandem ([a-z]+)", text))
+    assert {"run", "validate"} <= tandem <= get_command(app).commands.keys()  # type: ignore[attr-defined]
+    assert {"explain", "logs"} <= kubectl_tandem <= plugin.app.commands.keys()
+
+
+class Assets(HTMLParser):
+    """What a browser fetches for a page by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag in ("script", "img", "iframe", "source"):
+            self.found.add(given.get("src") or "")
+        elif tag == "link" and given.get("rel") not in ("canonical", "next", "prev"):
+            self.found.add(given.get("href") or "")
+
+
+def test_the_pages_are_built_without_a_broken_link_and_fetch_nothing_from_elsewhere(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(
+        build, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assets = Assets()
+    for page in tmp_path.rglob("*.html"):
+        assets.feed(page.read_text())
+    assert {asset for asset in assets.found if "//" in asset} == set()
+    styles = "".join(style.read_text() for style in tmp_path.rglob("*.css"))
+    assert not re.search(r"url\([\"']?(?:https?:)?//", styles)
