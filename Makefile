@@ -81,8 +81,13 @@ docs: setup  ## The documentation as pages, in build/site
 bench: bench-iteration bench-buffer bench-metrics bench-learning  ## All benchmarks
 
 .PHONY: bench-metrics
-bench-metrics: setup  ## What metrics cost an orchestrator, in parts of an iteration
+bench-metrics: setup  ## What metrics and traces cost: CPU time of an orchestrator, and a real run watched and alone
 	@$(PY)/python bench/metrics.py
+	@PYTHONPATH=tests $(PY)/python bench/watching.py
+
+.PHONY: bench-handoff
+bench-handoff: setup  ## Weights into a running engine: Tandem beside files, a broadcast, a restart and a plain copy
+	@PYTHONPATH=tests $(PY)/python bench/handoff.py
 
 .PHONY: bench-sandbox
 bench-sandbox: setup  ## Starts of the code sandbox, beside a plain interpreter and runc

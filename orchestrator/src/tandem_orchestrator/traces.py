@@ -9,10 +9,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import structlog
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -31,6 +33,8 @@ from tandem_api.environment import Job
 from tandem_api.messages.phases import PhaseName
 from tandem_api.utilisation import ROLLOUT_SECONDS
 
+log = structlog.get_logger()
+
 type Line = Mapping[str, Any]
 
 _OPENS = (PhaseName.START, PhaseName.RECOVER, PhaseName.ROLLOUT)
@@ -40,7 +44,7 @@ _QUEUE_PER_MEMBER = 32
 
 
 class Traces:
-    """Makes the spans of each phase when it has ended.
+    """Makes the spans of each phase when it has ended, in a thread of its own: 256 pods make thousands.
 
     A trace begins with Start, Recover or Rollout and ends with Handoff, Suspended, Succeeded or a phase that failed.
     Ids are digests of what a phase record says, so an orchestrator that takes over half-way goes on with the trace of
@@ -53,12 +57,25 @@ class Traces:
         self._provider = TracerProvider(resource=_resource(job), id_generator=self._ids, shutdown_on_exit=False)
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("tandem")
+        self._maker = ThreadPoolExecutor(1, "traces")
         self._opened: Line | None = None
         self._rollout: Line | None = None
         self._go_on(state_dir / "timeline.jsonl")
 
     def left(self, lines: Sequence[Line], failure: str | None = None) -> None:
-        """A phase has ended; ``lines`` are what the timeline holds of it, the phase's own first."""
+        """A phase has ended; ``lines`` are what the timeline holds of it, the phase's own first. Returns at once."""
+        self._maker.submit(self._make, lines, failure).add_done_callback(_complain)
+
+    def flush(self) -> None:
+        """Send now what waits to be made or sent."""
+        self._maker.submit(self._provider.force_flush).result()
+
+    def close(self) -> None:
+        """Send what waits to be sent; gives up after the exporter's timeout."""
+        self._maker.shutdown()
+        self._provider.shutdown()
+
+    def _make(self, lines: Sequence[Line], failure: str | None) -> None:
         phase, *parts = lines
         self._enter(phase)
         assert self._opened is not None
@@ -80,10 +97,6 @@ class Traces:
             attributes = {"tandem.iteration": opened["iteration"]}
             self._span(name, trace, root, None, opened["start"], _end(phase), attributes, failure)
         self._leave(phase, failure)
-
-    def close(self) -> None:
-        """Send what waits to be sent; gives up after the exporter's timeout."""
-        self._provider.shutdown()
 
     def _enter(self, phase: Line) -> None:
         if self._opened is None or phase["phase"] in _OPENS:
@@ -173,6 +186,12 @@ def collected(job: Job, state_dir: Path) -> Traces:
     """Traces that go to the collector which the standard ``OTEL_EXPORTER_OTLP_…`` variables name, over HTTP."""
     room = 2048 + _QUEUE_PER_MEMBER * job.spec.hybrid.replicas
     return Traces(job, state_dir, BatchSpanProcessor(OTLPSpanExporter(), max_queue_size=room))
+
+
+def _complain(made: "Future[None]") -> None:
+    """Traces must not fail a run."""
+    if (error := made.exception()) is not None:
+        log.error("a phase is missing in the traces", error=repr(error))
 
 
 def _resource(job: Job) -> Resource:
