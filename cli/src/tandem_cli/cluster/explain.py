@@ -11,8 +11,10 @@ from tandem_cli.cluster.table import age
 PATIENCE_SECONDS = 60.0
 """How long pods may take to be placed, and the operator to look at a job, before that counts as not going on."""
 
-_AWAITED = {"Pending", "PodsNotReady"}
-"""Reasons of conditions that every start goes through."""
+_AWAITED = {"Pending", "PodsNotReady", "Disrupted"}
+"""Reasons of conditions that every start, and every new start after a pod was taken away, goes through."""
+_REMEMBERED = {"OutOfMemory", "CrashLoop"}
+"""Reasons of Degraded that are told for a while after the container runs again."""
 
 _ADVICE = {
     "Unschedulable": "Free or add nodes with what it asks for, or ask for less in the job.",
@@ -65,7 +67,7 @@ def explain(job: Job, pods: Sequence[Pod], warnings: Iterable[Event], now: float
     """Whether a job progresses, and the one thing to know about that. ``now`` in Unix seconds."""
     obstacle = first_obstacle(job, now)
     if obstacle is None:
-        return Explanation(True, _progress(job, pods))
+        return Explanation(True, _progress(job))
     event = None if obstacle.quiet else underlying(obstacle, job, pods, warnings)
     advice = _ADVICE.get(obstacle.reason, "").format(name=job.name)
     message = obstacle.message.rstrip()
@@ -111,7 +113,7 @@ def _unmet(job: Job, now: float) -> Obstacle | None:
     unwanted = (
         job.condition(ConditionType.SCHEDULED, "False"),
         job.condition(ConditionType.PROGRESSING, "False"),
-        job.condition(ConditionType.DEGRADED),
+        None if _overcome(job) else job.condition(ConditionType.DEGRADED),
         job.condition(ConditionType.READY, "False"),
     )
     for condition in filter(None, unwanted):
@@ -120,6 +122,13 @@ def _unmet(job: Job, now: float) -> Obstacle | None:
             continue
         return Obstacle(condition.reason, condition.message or f"{condition.type} is {condition.status}", condition)
     return None
+
+
+def _overcome(job: Job) -> Condition | None:
+    """What went wrong lately, if all pods are ready again."""
+    degraded = job.condition(ConditionType.DEGRADED)
+    past = degraded is not None and degraded.reason in _REMEMBERED and job.condition(ConditionType.READY)
+    return degraded if past else None
 
 
 def underlying(obstacle: Obstacle, job: Job, pods: Sequence[Pod], warnings: Iterable[Event]) -> Event | None:
@@ -139,7 +148,7 @@ def _of_event(event: Event, told: str, now: float) -> str:
     return f"(Event {event.reason} of {event.kind} {event.name}{times}, last {age(now - event.seen)} ago{news})"
 
 
-def _progress(job: Job, pods: Sequence[Pod]) -> str:
+def _progress(job: Job) -> str:
     status = job.status
     if job.ended:
         return f"{job.name} has succeeded: {_lowered(job.ended.message)}"
@@ -147,7 +156,9 @@ def _progress(job: Job, pods: Sequence[Pod]) -> str:
         return f"{job.name} is new; the operator is about to look at it."
     where = f"iteration {status.iteration} of {job.iterations}"
     ready = f"{status.hybrid_ready} hybrid pods ready"
-    return f"{job.name} is progressing: it {_DOING[status.phase]} ({status.phase}, {where}, {ready})."
+    sentence = f"{job.name} is progressing: it {_DOING[status.phase]} ({status.phase}, {where}, {ready})."
+    lately = _overcome(job)
+    return f"{sentence} Lately: {lately.message}" if lately else sentence
 
 
 def _lowered(text: str) -> str:
