@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from tandem_api.errors import UserError
+from tandem_cli.buffer.command import app as buffer_app
 from tandem_cli.report.command import report_command
 from tandem_cli.run.command import INTERRUPTED, fail, run_command
 from tandem_cli.validate import validate as problems_of
@@ -20,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(buffer_app, name="buffer")
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="YAML file with one RLJob, and what it refers to.")]
 

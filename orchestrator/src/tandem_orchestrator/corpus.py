@@ -12,6 +12,7 @@ from tandem_api.environment import Job
 from tandem_api.errors import Problem, UserError
 from tandem_api.model_source import model_directory
 from tandem_api.records import Record
+from tandem_api.spec.model import ModelSpec
 from tandem_orchestrator.batches import Body, warmup_body
 from tandem_orchestrator.buffer import Kind
 from tandem_orchestrator.prompts import PromptSets, read_prompt_sets
@@ -49,7 +50,7 @@ class Corpus:
             UserError: anything of it is wrong, with every problem found.
         """
         spec = job.spec
-        tokenizer = Tokenizer(_tokenizer_directory(job, scratch))
+        tokenizer = Tokenizer(tokenizer_directory(spec.model, scratch))
         scoring = Scoring(spec.rewards)
         sets = read_prompt_sets(spec.data, spec.seed)
         fitting = PromptSets(
@@ -98,9 +99,14 @@ class Corpus:
         return tuple(self.tokenizer.prompt(self.sets.record(kind, prompt)))
 
 
-def _tokenizer_directory(job: Job, scratch: Path) -> Path:
-    directory = model_directory(job.spec.model, scratch)
-    hub = job.spec.model.source.hf
+def tokenizer_directory(model: ModelSpec, scratch: Path) -> Path:
+    """Where the model's tokenizer is, once it is there: ``scratch`` takes that of a made model.
+
+    Raises:
+        UserError: the hub has no such model, or cannot be reached.
+    """
+    directory = model_directory(model, scratch)
+    hub = model.source.hf
     if directory.is_dir() or hub is None:
         return directory
     from huggingface_hub import snapshot_download

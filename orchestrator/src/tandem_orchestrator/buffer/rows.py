@@ -154,12 +154,21 @@ class Generated:
     @staticmethod
     def joined(pieces: Sequence[tuple[bytes, bytes, bytes]]) -> "Generated":
         """From the packed segments in order of offset."""
-        spans = np.frombuffer(b"".join(piece[2] for piece in pieces), "<i4").reshape(-1, 2)
+        spans = _spans(b"".join(piece[2] for piece in pieces))
         return Generated(
             np.frombuffer(b"".join(piece[0] for piece in pieces), "<i4"),
             np.frombuffer(b"".join(piece[1] for piece in pieces), "<f4"),
             np.repeat(spans[:, 0], spans[:, 1]),
         )
+
+    @staticmethod
+    def spans(packed: bytes) -> list[tuple[int, int]]:
+        """(weight version, tokens) of each span of a segment."""
+        return [(int(version), int(count)) for version, count in _spans(packed)]
+
+
+def _spans(packed: bytes) -> np.ndarray:
+    return np.frombuffer(packed, "<i4").reshape(-1, 2)
 
 
 def _packed(numbers: Sequence[int]) -> bytes:

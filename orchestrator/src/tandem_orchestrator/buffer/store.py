@@ -65,9 +65,10 @@ class Buffer:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="buffer reader")
 
     def close(self) -> None:
-        self._writer.close()
         self._reader.shutdown()
         self._reads.close()
+        # The last connection takes what is in the write-ahead log over into the file; a reading one cannot.
+        self._writer.close()
 
     @property
     def full(self) -> bool:
