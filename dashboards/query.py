@@ -64,16 +64,17 @@ def answers(url: str, namespace: str, job: str, at: float) -> Iterator[Answer]:
     """The answers to every panel's expressions, every metric that an alert reads, and every alert's expression."""
     for where, text in expressions():
         expression = text.replace("$namespaces", namespace).replace("$namespace", namespace).replace("$job", job)
-        yield _answer(url, where, expression, at)
+        yield ask(url, where, expression, at)
     for group in yaml.safe_load(_RULES.read_text())["groups"]:
         for rule in group["rules"]:
             for selector in dict.fromkeys(_SELECTOR.findall(rule["expr"])):
                 name = selector.partition("{")[0]
-                yield _answer(url, f"{rule['alert']} / {name}", f"count({selector})", at)
-            yield _answer(url, f"alert {rule['alert']}", rule["expr"], at)
+                yield ask(url, f"{rule['alert']} / {name}", f"count({selector})", at)
+            yield ask(url, f"alert {rule['alert']}", rule["expr"], at)
 
 
-def _answer(url: str, where: str, expression: str, at: float) -> Answer:
+def ask(url: str, where: str, expression: str, at: float) -> Answer:
+    """The answer to one expression at a time in Unix seconds."""
     query = urllib.parse.urlencode({"query": expression, "time": at})
     try:
         with urllib.request.urlopen(f"{url}/api/v1/query?{query}") as answer:  # noqa: S310 (the user names it)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboards.query import EMPTY_ON_ONE_MACHINE, Answer, answers, problems
+from dashboards.query import EMPTY_ON_ONE_MACHINE, Answer, answers, ask, problems
 from otlp_receiver import Span, receiving
 from prometheus_server import prometheus
 from running import finish, manifest, metrics, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tandem_api.metrics import series_per_job
 from tandem_api.utilisation import attribute, held, shares
 
 ITERATIONS = 2
@@ -40,10 +41,11 @@ TWO_PODS = {
 
 @dataclass(frozen=True)
 class Watched:
-    """A run, what Prometheus says to every expression of dashboards and alerts, and the spans that were sent."""
+    """A run, what Prometheus says to every expression of dashboards and alerts, how many series it has of the job."""
 
     out: Path
     answers: list[Answer]
+    series: int
     spans: list[Span]
 
     @property
@@ -52,7 +54,11 @@ class Watched:
 
     @property
     def timeline(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.out / "timeline.jsonl").read_text().splitlines()]
+        return timeline(self.out)
+
+
+def timeline(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "timeline.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +74,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         finally:
             process.kill()
             process.wait()
-        watched = Watched(out, [], receiver.spans)
         # The last phase in which every process still answers scrapes.
-        end = next(line["start"] for line in watched.timeline if line["phase"] == "Succeeded")
-        watched.answers.extend(answers(server.url, "default", "chain-sum", end))
-        yield watched
+        end = next(line["start"] for line in timeline(out) if line["phase"] == "Succeeded")
+        every = ask(server.url, "series", '{__name__=~"tandem_.+", tandem_rl_dev_job="chain-sum"}', end)
+        answered = list(answers(server.url, "default", "chain-sum", end))
+        yield Watched(out, answered, every.series, receiver.spans)
 
 
 pytestmark = pytest.mark.timeout(START_SECONDS + RUN_SECONDS + 60)
@@ -98,6 +104,10 @@ def test_the_uses_of_each_pods_time_add_up_to_the_time_held(run: Watched) -> Non
 def test_prometheus_executes_every_expression_and_every_panel_has_data(run: Watched) -> None:
     assert problems(run.answers) == []
     assert {answer.where for answer in run.answers} >= EMPTY_ON_ONE_MACHINE
+
+
+def test_the_series_of_the_job_stay_within_the_declared_bound(run: Watched) -> None:
+    assert 0 < run.series <= series_per_job(2)
 
 
 def test_no_alert_fires_for_a_run_that_is_well(run: Watched) -> None:
