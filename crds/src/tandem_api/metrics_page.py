@@ -22,6 +22,9 @@ they change only with a note in the release.
 No label has values that grow with a run: there are no ids of trajectories or prompts. Counters of the orchestrator
 that concern time count on from the timeline when it is restarted. What an iteration measures is NaN, or has no series,
 until the first has measured it. `tandem_accelerator_*` is defined in [utilisation.md](utilisation.md).
+
+What Prometheus cannot tell, such as whom the others waited for in one iteration, is in the [traces](tracing.md); curves
+for TensorBoard and W&B are in [files of the run](curves.md).
 """
 _SIZES = (1, 2, 16, 256)
 
