@@ -37,12 +37,14 @@ class Made:
         self._chance = random.Random(seed)
         self._pods = pods
         self._now = 1.7e9
+        self._epoch = 0
         self.timeline: list[dict[str, Any]] = []
         self.metrics: list[dict[str, Any]] = []
 
     def phase(self, iteration: int, name: str) -> float:
         """Append a phase and its parts; its seconds."""
-        common = {"epoch": 4 * iteration + len(self.timeline), "iteration": iteration, "phase": name}
+        self._epoch += 1
+        common = {"epoch": self._epoch, "iteration": iteration, "phase": name}
         parts = []
         for index in range(self._pods) if name in _STEPS else ():
             at, steps = self._now, []
@@ -50,7 +52,12 @@ class Made:
                 seconds = usual * self._chance.uniform(0.8, 1.3)
                 steps.append({"name": step, "start": at, "seconds": seconds})
                 at += seconds
-            parts.append({**common, "index": index, "start": self._now, "seconds": at - self._now, "steps": steps})
+            measured = {
+                "Release": {"rolloutSeconds": self._chance.uniform(25, 40)},
+                "Train": {"checkpointSeconds": 0.5},
+            }
+            spent = {"start": self._now, "seconds": at - self._now, "measured": measured.get(name, {})}
+            parts.append({**common, "index": index, **spent, "steps": steps})
         seconds = max((part["seconds"] for part in parts), default=40 * self._chance.uniform(0.8, 1.2)) + 0.02
         self.timeline += [{**common, "index": None, "start": self._now, "seconds": seconds}, *parts]
         self._now += seconds
@@ -137,6 +144,16 @@ async def test_pages_open_without_errors_requests_or_overflow(tab: Tab, pages: d
                 assert await tab.evaluate("document.documentElement.scrollWidth") <= width
                 drawn = await tab.evaluate("[...document.querySelectorAll('canvas')].map((c) => c.width > 0)")
                 assert drawn == [True] * {"one": 1, "two": 2, "large": 1, "empty": 0}[name]
+
+
+async def test_the_shares_of_what_accelerators_were_held_for_add_up(tab: Tab, pages: dict[str, Path]) -> None:
+    await tab.open(pages["large"], WIDE, dark=False)
+    widths = await tab.evaluate(
+        "[...document.querySelectorAll('[data-row]')].map((row) => [...row.querySelectorAll('rect[fill^=var]')]"
+        ".reduce((sum, bar) => sum + Number(bar.getAttribute('width')), 0))"
+    )
+    assert len(widths) == 1 + 16
+    assert widths == pytest.approx([widths[0]] * 17, abs=0.1)
 
 
 async def test_comparing_draws_a_line_of_each_run_in_every_chart(tab: Tab, pages: dict[str, Path]) -> None:

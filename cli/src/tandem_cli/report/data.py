@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tandem_api.errors import Problem, UserError
 from tandem_api.manifest import read
 from tandem_api.status import RLJobStatus
-from tandem_api.utilisation import attribute, utilisation
+from tandem_api.utilisation import Seconds, attribute, utilisation
 
 _WORK = ("warmup", "rollout", "train")
 _SWITCHING = ("release", "handoff")
@@ -50,6 +50,12 @@ class RunData:
     spec: dict[str, Any]
 
     @property
+    def uses(self) -> Seconds:
+        """What each pod held its accelerators for (docs/utilisation.md)."""
+        members = 1 + max((row["index"] for row in self.timeline if row["index"] is not None), default=-1)
+        return attribute(self.timeline, members)
+
+    @property
     def summary(self) -> Summary:
         accuracies = [row["evalAccuracy"] for row in self.metrics if row.get("evalAccuracy") is not None]
         by_phase = phase_seconds(self.metrics, self.timeline)
@@ -60,7 +66,7 @@ class RunData:
             accuracy_before=accuracies[0] if accuracies else None,
             accuracy_after=accuracies[-1] if accuracies else None,
             seconds=total,
-            utilisation=_utilisation(self.timeline) if self.timeline else _share(by_phase, _WORK, total),
+            utilisation=utilisation(self.uses.values()) if self.timeline else _share(by_phase, _WORK, total),
             switch_share=_share(by_phase, _SWITCHING, total),
             tokens_per_second=tokens / total if tokens and total else None,
         )
@@ -95,11 +101,6 @@ def phase_seconds(metrics: Sequence[Row], timeline: Sequence[Row]) -> dict[str, 
     for name, seconds in phases:
         totals[name.lower()] = totals.get(name.lower(), 0.0) + seconds
     return totals
-
-
-def _utilisation(timeline: Sequence[Row]) -> float | None:
-    members = 1 + max((row["index"] for row in timeline if row["index"] is not None), default=-1)
-    return utilisation(attribute(timeline, members).values())
 
 
 def _share(by_phase: dict[str, float], names: Sequence[str], total: float) -> float | None:

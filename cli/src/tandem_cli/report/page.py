@@ -65,7 +65,14 @@ def _labels(runs: list[RunData]) -> list[str]:
 
 
 def _content(run: RunData, label: str) -> dict[str, Any]:
-    return {"label": label, "metrics": run.metrics, "timeline": [_rounded(row) for row in run.timeline]}
+    return {
+        "label": label,
+        "metrics": run.metrics,
+        "timeline": [_rounded(row) for row in run.timeline],
+        "uses": {
+            index: {use: round(value, 3) for use, value in seconds.items()} for index, seconds in run.uses.items()
+        },
+    }
 
 
 def _rounded(row: Row) -> Row:

@@ -307,3 +307,42 @@ function spreadBars(parent, { title, about, groups }) {
   });
   svg.addEventListener("pointerleave", () => tooltip.hide());
 }
+
+/** A bar a row, each as long as the others, shared among its parts. rows: [{name, parts: {name: seconds}}]. */
+function shareBars(parent, { title, about, rows, names }) {
+  const card = chartCard(parent, title, about, true);
+  const total = (row) => names.reduce((sum, name) => sum + (row.parts[name] ?? 0), 0);
+  const shown = rows.filter((row) => total(row) > 0);
+  if (!shown.length) {
+    card.insertAdjacentHTML("beforeend", `<p class="empty">No phase has ended yet.</p>`);
+    return;
+  }
+  const share = (row, name) => (row.parts[name] ?? 0) / total(row);
+  const present = names.filter((name) => shown[0].parts[name] > 0);
+  const told = present.map((name) => [name, `${name} ${format.percent(share(shown[0], name))}`]);
+  legend(card, told);
+  const height = 24;
+  const svg = responsive(card, `${title}: ${told.map(([, text]) => text).join(", ")}`, (element, width) => {
+    const left = 12 + Math.max(...shown.map((row) => row.name.length)) * 6.8;
+    const x = scale([0, 1], [left, width]);
+    element.setAttribute("viewBox", `0 0 ${width} ${shown.length * height}`);
+    element.setAttribute("height", shown.length * height);
+    element.innerHTML = shown.map((row, index) => {
+      const top = index * height;
+      let from = 0;
+      const bars = names.map((name) => {
+        const [start, end] = [x(from), x((from += share(row, name)))];
+        return end > start ? `<rect x="${start.toFixed(2)}" y="${top + 3}" width="${(end - start).toFixed(2)}" height="${height - 6}" fill="var(--${name})"/>` : "";
+      });
+      return `<g data-row="${index}"><rect x="0" y="${top}" width="${width}" height="${height}" fill="transparent"/><text x="${left - 8}" y="${top + height / 2 + 4}" text-anchor="end">${escaped(row.name)}</text>${bars.join("")}</g>`;
+    }).join("");
+  });
+  svg.addEventListener("pointermove", (event) => {
+    const found = event.target.closest("[data-row]");
+    if (!found) return tooltip.hide();
+    const row = shown[Number(found.dataset.row)];
+    const lines = names.filter((name) => row.parts[name] > 0).map((name) => [`var(--${name})`, name, `${format.percent(share(row, name))} · ${format.seconds(row.parts[name])}`]);
+    tooltip.show(event.clientX, event.clientY, row.name, [...lines, [null, "held", format.seconds(total(row))]]);
+  });
+  svg.addEventListener("pointerleave", () => tooltip.hide());
+}

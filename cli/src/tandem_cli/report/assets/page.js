@@ -3,6 +3,8 @@
 
 const RUNS = JSON.parse(document.getElementById("data").textContent);
 const comparing = RUNS.length > 1;
+const USES = ["rollout", "train", "release", "handoff", "barrier", "tail", "checkpoint", "recovery", "start"];
+const MOST_PODS = 32;
 
 /** [[iteration, value]] of one column of a run's metrics, where it was measured. */
 function column(run, name) {
@@ -107,6 +109,19 @@ function timeCharts(parent, run) {
   });
 }
 
+/** What the accelerators of each pod were held for; of many pods, of all together. */
+function useBars(parent, run) {
+  const pods = Object.entries(run.uses).map(([index, parts]) => ({ name: `pod ${index}`, parts }));
+  const all = { name: "all pods", parts: {} };
+  for (const { parts } of pods) for (const [name, seconds] of Object.entries(parts)) all.parts[name] = (all.parts[name] ?? 0) + seconds;
+  shareBars(parent, {
+    title: comparing ? `${run.label}: what the accelerators were held for` : "What the accelerators were held for",
+    about: "Share of the time for which a pod held its accelerators. Rollout and train are work; barrier and tail are waits for the others.",
+    rows: pods.length > 1 && pods.length <= MOST_PODS ? [all, ...pods] : [all],
+    names: USES,
+  });
+}
+
 const lowerCase = (parts) => Object.fromEntries(Object.entries(parts).map(([name, value]) => [name.toLowerCase(), value]));
 
 /** Steps of release and of handoff in the order in which they begin, with their seconds in every iteration. */
@@ -151,6 +166,7 @@ function figuresTable(element) {
 const charts = document.getElementById("charts");
 learningCharts(charts);
 for (const run of RUNS) timeCharts(charts, run);
+for (const run of RUNS) useBars(charts, run);
 trainingCharts(charts);
 for (const run of RUNS) new Timeline(document.getElementById("timelines"), comparing ? `Timeline of ${run.label}` : "Timeline", run.timeline);
 figuresTable(document.getElementById("figures"));
