@@ -8,7 +8,7 @@ import pytest
 
 from tandem_api.errors import UserError
 from tandem_api.records import Record
-from tandem_api.spec.rewards import ExactReward, Reward
+from tandem_api.spec.rewards import ExactReward, ReasoningGymReward, Reward
 from tandem_orchestrator.rewards.exact import ExactScorer, final_answer
 from tandem_orchestrator.rewards.score import Score, Unscored
 from tandem_orchestrator.rewards.scoring import Scoring
@@ -54,6 +54,37 @@ async def test_the_first_reward_whose_domains_match_is_used():
     )
     assert (await scoring.score(record(), "it is 2")).correct
     assert not (await scoring.score(record(domain="other"), "it is 2")).correct
+
+
+def exact(name: str, weight: float | None, pattern: str = r"(\d+)", domains: tuple[str, ...] = ()) -> Reward:
+    return Reward(name=name, weight=weight, domains=domains, exact=ExactReward(pattern=pattern))
+
+
+async def test_rewards_with_weights_are_added_up_and_the_first_says_what_is_correct():
+    scoring = Scoring((exact("last", 1.0, r"(\d+)$"), exact("any", 0.25), exact("other", 8.0, domains=("other",))))
+    assert await scoring.score(record(), "it is 2") == Score(1.25, True)
+    assert await scoring.score(record(), "2 or 3 2 it is") == Score(0.25, False)
+    assert await scoring.score(record(), "3") == Score(0.0, False)
+
+
+async def test_a_reward_without_a_weight_scores_alone_if_it_comes_first_and_not_at_all_otherwise():
+    alone = Scoring((exact("alone", None), exact("weighted", 3.0)))
+    assert await alone.score(record(), "2") == Score(1.0, True)
+    beside = Scoring((exact("weighted", 3.0), exact("alone", None)))
+    assert await beside.score(record(), "2") == Score(3.0, True)
+
+
+async def test_a_part_that_cannot_be_scored_leaves_the_sample_without_a_score_and_is_named():
+    scoring = Scoring((exact("text", 1.0), Reward(name="gym", weight=1.0, reasoning_gym=ReasoningGymReward())))
+    with pytest.raises(Unscored) as caught:
+        await scoring.score(record(), "2")
+    assert caught.value.reason == "gym: the record does not name its reasoning-gym task"
+
+
+def test_what_a_weighted_reward_needs_is_asked_of_every_record():
+    scoring = Scoring((exact("text", 1.0), Reward(name="tests", weight=0.5, reasoning_gym=ReasoningGymReward())))
+    with pytest.raises(UserError, match="reward tests needs meta"):
+        scoring.check([record()])
 
 
 def test_a_domain_without_a_reward_is_refused_before_the_start():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a response is scored. The first reward whose domains match the prompt's is used."""
+"""How a response is scored: by the first reward whose domains match the prompt's, or by all that have a weight."""
 
 from typing import Annotated, ClassVar
 
@@ -72,6 +72,13 @@ class Reward(Contract):
     name: str = Field(pattern=LABEL_PATTERN, max_length=63, description="Unique name.")
     domains: tuple[Annotated[str, Field(max_length=128)], ...] = Field(
         (), max_length=64, description="Domains of the prompts that it scores; empty: all."
+    )
+    weight: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Rewards of a prompt that have a weight are added up, each times its weight; the first of them "
+        "says what is correct. Absent: the first that matches scores alone.",
     )
     math: MathReward | None = Field(None, description="Mathematical equality.")
     exact: ExactReward | None = Field(None, description="Equality of text.")

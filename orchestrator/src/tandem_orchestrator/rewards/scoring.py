@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which reward scores which prompt, and the scorers of a run."""
 
+import asyncio
 import os
 from collections.abc import Iterable
 
@@ -13,7 +14,7 @@ from tandem_orchestrator.rewards.exact import ExactScorer
 from tandem_orchestrator.rewards.judge import JudgeScorer
 from tandem_orchestrator.rewards.mathematical import MathScorer
 from tandem_orchestrator.rewards.reasoning import SOURCE, ReasoningGymScorer
-from tandem_orchestrator.rewards.score import Score, Scorer
+from tandem_orchestrator.rewards.score import Score, Scorer, Unscored
 from tandem_orchestrator.rewards.user_callable import PythonScorer
 
 _MOST_PROCESSES = 8
@@ -21,6 +22,9 @@ _MOST_PROCESSES = 8
 
 class Scoring:
     """The scorers of a run. The first reward whose domains match a record's scores it; no domains match all.
+
+    If that one has a weight, all that match and have one score it: their weighted values are added up, and the first
+    says whether it is correct.
 
     Raises:
         UserError: a reward cannot work in this version or this image.
@@ -32,12 +36,29 @@ class Scoring:
         self._scorers = [_scorer(reward, f"spec.rewards[{index}]", processes) for index, reward in enumerate(rewards)]
 
     async def score(self, record: Record, response: str) -> Score:
-        """The verdict of the record's reward.
+        """The verdict of the record's rewards, which work at the same time.
 
         Raises:
-            Unscored: there is none; see its reason.
+            Unscored: one of them has none; see its reason, which names the reward if there are several.
         """
-        return await self._scorers[self._chosen(record)].score(record, response)
+        chosen = self._chosen(record)
+        if len(chosen) == 1 and self._rewards[chosen[0]].weight is None:
+            return await self._scorers[chosen[0]].score(record, response)
+        parts = await asyncio.gather(*(self._part(index, record, response) for index in chosen), return_exceptions=True)
+        scores = []
+        for part in parts:
+            if isinstance(part, BaseException):
+                raise part
+            scores.append(part)
+        weights = [self._rewards[index].weight or 0.0 for index in chosen]
+        total = sum(weight * score.value for weight, score in zip(weights, scores, strict=True))
+        return Score(total, scores[0].correct)
+
+    async def _part(self, index: int, record: Record, response: str) -> Score:
+        try:
+            return await self._scorers[index].score(record, response)
+        except Unscored as error:
+            raise Unscored(f"{self._rewards[index].name}: {error.reason}", str(error)) from error
 
     def check(self, records: Iterable[Record]) -> None:
         """Refuse records that no reward could score, each domain named once.
@@ -48,18 +69,18 @@ class Scoring:
         problems: dict[str, Problem] = {}
         for record in records:
             domain = record.domain
-            try:
-                reward = self._rewards[self._chosen(record)]
-            except LookupError:
+            rewards = [self._rewards[index] for index in self._chosen(record)]
+            if not rewards:
                 problems.setdefault(
                     f"domain {domain}",
                     Problem("spec.rewards", f"no reward has domain {domain!r} of record {record.id}; add one"),
                 )
                 continue
-            if missing := _missing(reward, record):
-                problems.setdefault(
-                    reward.name, Problem(f"record {record.id}", f"reward {reward.name} needs {missing}")
-                )
+            for reward in rewards:
+                if missing := _missing(reward, record):
+                    problems.setdefault(
+                        reward.name, Problem(f"record {record.id}", f"reward {reward.name} needs {missing}")
+                    )
         if problems:
             raise UserError(*problems.values())
 
@@ -67,11 +88,14 @@ class Scoring:
         for scorer in self._scorers:
             await scorer.close()
 
-    def _chosen(self, record: Record) -> int:
-        for index, reward in enumerate(self._rewards):
-            if not reward.domains or record.domain in reward.domains:
-                return index
-        raise LookupError(record.domain)
+    def _chosen(self, record: Record) -> list[int]:
+        """The rewards that score a record, by index."""
+        matching = [
+            index for index, reward in enumerate(self._rewards) if not reward.domains or record.domain in reward.domains
+        ]
+        if not matching or self._rewards[matching[0]].weight is None:
+            return matching[:1]
+        return [index for index in matching if self._rewards[index].weight is not None]
 
 
 def _scorer(reward: Reward, where: str, processes: int) -> Scorer:
