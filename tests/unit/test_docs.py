@@ -77,7 +77,15 @@ def fragments() -> Iterator[Any]:
         for number, text in enumerate(re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)):
             content = yaml.safe_load(text) if "--8<--" not in text else None
             content = content.get("spec", content) if content and "apiVersion" not in content else None
-            if content and content.keys() <= {"model", "rewards", "orchestrator", "hybrid", "trainer", "engine"}:
+            if content and content.keys() <= {
+                "model",
+                "data",
+                "rewards",
+                "orchestrator",
+                "hybrid",
+                "trainer",
+                "engine",
+            }:
                 yield pytest.param(content, id=f"{page.stem}-{number}")
 
 
