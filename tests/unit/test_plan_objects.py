@@ -90,8 +90,15 @@ def test_a_drain_takes_one_hybrid_pod_at_a_time() -> None:
     assert objects(full_job())["PodDisruptionBudget", "sums-hybrid"]["spec"]["minAvailable"] == 1
 
 
-def test_a_queue_sees_the_hybrid_job_and_nothing_else() -> None:
-    found = objects(rljob(labels={"kueue.x-k8s.io/queue-name": "team-queue"}))
+def test_one_pod_needs_neither_a_budget_nor_a_group() -> None:
+    kinds = {kind for kind, _ in objects(rljob(), gang=Gang.KUBERNETES)}
+    assert kinds.isdisjoint({"PodDisruptionBudget", "PodGroup"})
+
+
+def test_a_queue_sees_the_hybrid_job_and_its_priority_and_nothing_else() -> None:
+    labels = {"kueue.x-k8s.io/queue-name": "team-queue", "kueue.x-k8s.io/priority-class": "high"}
+    found = objects(rljob(labels=labels))
+    assert labels.items() <= found["Job", "sums-hybrid"]["metadata"]["labels"].items()
     labelled = [key for key, manifest in found.items() if "kueue.x-k8s.io/queue-name" in manifest["metadata"]["labels"]]
     assert labelled == [("Job", "sums-hybrid")]
 

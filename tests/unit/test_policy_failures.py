@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What goes wrong becomes a condition with a reason, and a sentence that says what to do."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,6 +44,14 @@ CASES = [
         [POD, "models", "create it"],
     ),
     (
+        replace(
+            pending(scheduled=False, unschedulable="pod has unbound immediate PersistentVolumeClaims."),
+            warnings=(Warning("sums-checkpoints", "ProvisioningFailed", 'storageclass "nope" not found', NOW),),
+        ),
+        "MissingVolume",
+        [POD, "sums-checkpoints", 'storageclass "nope" not found'],
+    ),
+    (
         Observed(
             pods=(hybrid_pod(0, phase="Pending", ready=False),),
             warnings=(Warning(POD, "FailedMount", 'configmap "prompts" not found.', NOW),),
@@ -53,7 +62,7 @@ CASES = [
     (
         pending(Container("trainer", waiting="CrashLoopBackOff", restarts=4, ended="Error", exit_code=1)),
         "CrashLoop",
-        [POD, "exit code 1", "4 restarts", f"kubectl logs {POD} -c trainer --previous"],
+        [POD, "exit code 1", "5 times", f"kubectl logs {POD} -c trainer --previous"],
     ),
     (
         pending(Container("trainer", waiting="CrashLoopBackOff", restarts=1, ended="OOMKilled", exit_code=137)),
@@ -112,12 +121,30 @@ def test_trouble_with_placement_shows_in_the_scheduled_condition() -> None:
 
 def test_an_out_of_memory_kill_is_told_for_a_while_after_the_container_runs_again() -> None:
     def degraded(seconds: float) -> str:
-        container = Container("trainer", ready=True, restarts=1, ended="OOMKilled", ended_at=NOW)
+        container = Container("trainer", ready=True, running=True, restarts=1, ended="OOMKilled", ended_at=NOW)
         status = decide(rljob(), running(pods=(hybrid_pod(0, container),)), NOW + seconds).status
         return next(found.status for found in status.conditions if found.type is ConditionType.DEGRADED)
 
     assert degraded(10) == "True"
     assert degraded(301) == "False"
+
+
+@pytest.mark.parametrize(
+    ("container", "told"),
+    [
+        (Container("trainer", restarts=0, ended="Error", exit_code=1), "False"),
+        (Container("trainer", running=True, restarts=1, ended="Error", ended_at=NOW, exit_code=1), "False"),
+        (Container("trainer", restarts=1, ended="Error", exit_code=1), "True"),
+        (Container("trainer", running=True, restarts=2, ended="Error", ended_at=NOW - 5, exit_code=1), "True"),
+        (Container("trainer", running=True, restarts=2, ended="Error", ended_at=NOW - 90, exit_code=1), "False"),
+    ],
+    ids=["first end", "first restart", "second end", "second restart", "long ago"],
+)
+def test_a_crash_loop_is_told_from_the_second_end_until_the_container_has_run_for_a_while(
+    container: Container, told: str
+) -> None:
+    status = decide(rljob(), running(pods=(hybrid_pod(0, container),)), NOW).status
+    assert next(found.status for found in status.conditions if found.type is ConditionType.DEGRADED) == told
 
 
 def test_pods_on_their_way_out_are_no_trouble() -> None:
@@ -127,13 +154,22 @@ def test_pods_on_their_way_out_are_no_trouble() -> None:
 
 
 @pytest.mark.parametrize(
-    ("replicas", "gang", "reason"), [(1, None, "Placed"), (2, None, "PlacedOneByOne"), (2, Gang.VOLCANO, "Placed")]
+    ("replicas", "gang", "reason", "words"),
+    [
+        (1, None, "Placed", "is placed"),
+        (2, None, "PlacedOneByOne", "no gang-scheduling API"),
+        (2, Gang.KUBERNETES, "Placed", "together by scheduling.k8s.io/v1alpha2"),
+        (2, Gang.VOLCANO, "Placed", "together by scheduling.volcano.sh/v1beta1"),
+    ],
 )
-def test_a_job_says_when_its_pods_could_not_be_placed_together(replicas: int, gang: Gang | None, reason: str) -> None:
+def test_a_job_says_what_placed_its_pods_together_or_that_nothing_did(
+    replicas: int, gang: Gang | None, reason: str, words: str
+) -> None:
     pods = tuple(hybrid_pod(index) for index in range(replicas))
     status = decide(rljob(hybrid={"replicas": replicas}), running(pods=pods), NOW, gang).status
     (scheduled,) = [found for found in status.conditions if found.type is ConditionType.SCHEDULED]
     assert (scheduled.status, scheduled.reason) == ("True", reason)
+    assert words in scheduled.message
 
 
 def test_a_pod_is_read_as_kubernetes_writes_it() -> None:
@@ -180,7 +216,7 @@ def test_a_pod_is_read_as_kubernetes_writes_it() -> None:
         scheduled=True,
         disruption="PreemptionByScheduler",
         containers=(
-            Container("engine", ready=True),
+            Container("engine", ready=True, running=True),
             Container(
                 "trainer",
                 restarts=2,

@@ -150,6 +150,12 @@ def test_a_queue_that_takes_the_pods_back_is_not_overruled() -> None:
     assert evicted.suspension == Suspension(hybrid=True, orchestrator=False)
 
 
+def test_a_failed_queued_job_gives_its_quota_back_and_is_not_admitted_again() -> None:
+    failed = running(phase=record(PhaseName.FAILED, reason="the loss is NaN"))
+    assert decide(rljob(QUEUE), failed, NOW).withdrawn
+    assert not decide(rljob(), failed, NOW).withdrawn
+
+
 def test_suspending_a_queued_job_gives_its_quota_back() -> None:
     assert decide(suspended(QUEUE), running(phase=record(PhaseName.SUSPENDED)), NOW).withdrawn
     assert not decide(suspended(QUEUE), running(), NOW).withdrawn
@@ -178,12 +184,23 @@ def test_the_same_recovery_counts_once_whoever_looks() -> None:
     [
         {"disruption": "Deleted"},
         {"pods": (hybrid_pod(disruption="EvictionByEvictionAPI"),)},
+        {"workloads": workloads(suspended=True)},
     ],
 )
 def test_disruptions_do_not_count_as_restarts(excuse: dict[str, Any]) -> None:
     job = went_on(rljob(), decide(rljob(), running(), NOW))
     status = decide(job, running(phase=record(PhaseName.RECOVER, world=2), **excuse), NOW).status
     assert (status.restarts, status.disruptions) == (0, 1)
+
+
+def test_a_disruption_that_an_operator_saw_is_known_to_the_next_one() -> None:
+    taken = running(pods=(hybrid_pod(disruption="EvictionByEvictionAPI", ready=False),))
+    job = went_on(rljob(), decide(rljob(), taken, NOW))
+    gone = running(pods=(), phase=record(PhaseName.RECOVER, world=2))
+    job = went_on(job, decide(job, gone, NOW))
+    assert (job.status.restarts, job.status.disruptions) == (0, 1)
+    job = went_on(job, decide(job, running(pods=(), phase=record(PhaseName.RECOVER, world=3)), NOW))
+    assert (job.status.restarts, job.status.disruptions) == (1, 1)
 
 
 def test_a_disruption_excuses_one_new_start_and_not_the_next() -> None:

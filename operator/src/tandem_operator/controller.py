@@ -34,10 +34,11 @@ RECONCILE_SECONDS = 60.0
 """No look at a job takes longer; it is then tried again later."""
 
 _ETCD_PATIENCE = 5.0
+_CLAIM = Kind("v1", "PersistentVolumeClaim")
 _GUARDED = (
     Kind("v1", "Service"),
     Kind("v1", "ConfigMap"),
-    Kind("v1", "PersistentVolumeClaim"),
+    _CLAIM,
     Kind("networking.k8s.io/v1", "NetworkPolicy"),
     Kind("policy/v1", "PodDisruptionBudget"),
 )
@@ -164,7 +165,14 @@ class Controller:
             (Selection(POD, namespace, ours), wakes(seen.pod_changed), wakes(seen.pod_gone)),
             (Selection(JOB, namespace, ours), wakes(seen.workload_changed), wakes(seen.workload_gone)),
             (Selection(EVENT, namespace, fields="type=Warning"), wakes(seen.warned), _ignore),
-            *((Selection(kind, namespace, ours, "", True), _ignore, self._guard) for kind in _GUARDED),
+            *(
+                (
+                    Selection(kind, namespace, ours, "", True),
+                    wakes(seen.claim_changed) if kind == _CLAIM else _ignore,
+                    self._guard,
+                )
+                for kind in _GUARDED
+            ),
         ]
 
     def _wake(self, key: Key | None) -> None:
@@ -238,7 +246,7 @@ class Controller:
                 )
                 self._damaged.discard(key)
             else:
-                await self._objects.quiet(job, decision.suspension, workloads)
+                await self._objects.quiet(job, decision.suspension, workloads, decision.withdrawn)
             await self._states.set_desired(jobs.keys_of(job), jobs.desired(job, decision.desired))
         except TryAgain as error:
             return error

@@ -15,14 +15,15 @@ _STATUS_FIELDS = {field.alias or name for name, field in RLJobStatus.model_field
 
 
 def read(raw: dict[str, Any]) -> RLJobObject:
-    """The job. Fields of status that this version does not know are left out.
+    """The job. Fields of status that this version does not know are left out, and who wrote which field.
 
     Raises:
         UserError: the spec or a known field of status is not of this version's schema.
     """
     status = {name: value for name, value in raw.get("status", {}).items() if name in _STATUS_FIELDS}
     try:
-        return RLJobObject.model_validate({**raw, "status": status})
+        metadata = {name: value for name, value in raw["metadata"].items() if name != "managedFields"}
+        return RLJobObject.model_validate({**raw, "metadata": metadata, "status": status})
     except ValidationError as error:
         raise UserError(
             *(Problem(".".join(map(str, wrong["loc"])), wrong["msg"]) for wrong in error.errors())

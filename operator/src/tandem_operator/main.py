@@ -9,7 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import kopf
 import structlog
@@ -74,6 +74,19 @@ def handlers(controller: Controller, leave: Callable[[], Awaitable[None]]) -> ko
     return registry
 
 
+class _NoDiffs(kopf.DiffBaseStorage):
+    """kopf compares objects for handlers of kinds that there are none of here; the copies would be half of its work."""
+
+    def build(self, *, body: kopf.Body, extra_fields: Any = None) -> kopf.BodyEssence:
+        return cast(kopf.BodyEssence, {})
+
+    def fetch(self, *, body: kopf.Body) -> None:
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        raise AssertionError("kopf has nothing to store for handlers of events")
+
+
 async def watch_rljobs(
     registry: kopf.OperatorRegistry, namespaces: tuple[str, ...], ready: asyncio.Event, stop: asyncio.Event
 ) -> None:
@@ -82,6 +95,7 @@ async def watch_rljobs(
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.peering.standalone = True
+    settings.persistence.diffbase_storage = _NoDiffs()
     await kopf.operator(
         registry=registry,
         settings=settings,

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bringing a job's objects into being: what plan() says, in as few requests as it takes."""
 
+import asyncio
 import base64
 import hashlib
 import json
 import secrets as random
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from tandem_api.environment import Secrets
 from tandem_api.rljob import RLJobObject
@@ -21,6 +24,15 @@ _TOKEN_BYTES = 32
 _UNSEEN_SECONDS = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Outline:
+    """What is remembered of a plan. ``digest`` covers everything but what is random or changes while the job runs."""
+
+    generation: int
+    digest: str
+    names: frozenset[tuple[Kind, str]]
+
+
 class Objects:
     """Applies plans. A job whose hybrid Job carries the plan's digest needs no request at all."""
 
@@ -29,7 +41,7 @@ class Objects:
         self._accounts = accounts
         self.platform = platform
         self._unseen: dict[tuple[str, str], float] = {}
-        self._digests: dict[str, tuple[int, str]] = {}
+        self._outlines: dict[str, _Outline] = {}
 
     async def ensure(
         self,
@@ -49,7 +61,7 @@ class Objects:
         """
         self._check(job)
         known = {work.name: work for work in workloads}
-        digest = self._digest(job)
+        digest = self._outline(job).digest
         hybrid = identity.hybrid_name(job.metadata.name)
         if rebuild or not self._stands(job, known, digest, withdrawn):
             await self._apply_all(job, suspension, known, digest, withdrawn)
@@ -58,21 +70,17 @@ class Objects:
         if withdrawn and hybrid in known:
             await self._cluster.delete(JOB, job.metadata.namespace, hybrid)
 
-    async def quiet(self, job: RLJobObject, suspension: Suspension, workloads: tuple[Workload, ...]) -> None:
-        """Suspend what still runs of a job that has ended. Makes and resumes nothing."""
-        wanted = Suspension(
-            hybrid=suspension.hybrid and self._runs(workloads, identity.HYBRID),
-            orchestrator=suspension.orchestrator and self._runs(workloads, identity.ORCHESTRATOR),
-        )
+    async def quiet(
+        self, job: RLJobObject, suspension: Suspension, workloads: tuple[Workload, ...], withdrawn: bool
+    ) -> None:
+        """Suspend what still runs of a job that has ended, or delete it if ``withdrawn``. Makes and resumes nothing."""
         for work in workloads:
-            if getattr(wanted, work.component):
+            if work.complete or work.failed or not getattr(suspension, work.component):
+                continue
+            if withdrawn and work.component == identity.HYBRID:
+                await self._cluster.delete(JOB, job.metadata.namespace, work.name)
+            elif not work.suspended:
                 await self._patch(job, work.name, True, None)
-
-    @staticmethod
-    def _runs(workloads: tuple[Workload, ...], component: str) -> bool:
-        return any(
-            work.component == component and not (work.suspended or work.complete or work.failed) for work in workloads
-        )
 
     def _stands(self, job: RLJobObject, known: dict[str, Workload], digest: str, withdrawn: bool) -> bool:
         """Whether both Jobs are there as planned, or were made a moment ago and have not been seen yet."""
@@ -88,14 +96,13 @@ class Objects:
 
     def forget(self, uid: str) -> None:
         """The job is gone."""
-        self._digests.pop(uid, None)
+        self._outlines.pop(uid, None)
         for key in [key for key in self._unseen if key[0] == uid]:
             del self._unseen[key]
 
     def guarded(self, job: RLJobObject, kinds: tuple[Kind, ...]) -> set[tuple[Kind, str]]:
         """Kind and name of the job's objects of these kinds."""
-        planned = plan(job, self.platform, Secrets(""))
-        return {(Kind.of(found), found["metadata"]["name"]) for found in planned if Kind.of(found) in kinds}
+        return {(kind, name) for kind, name in self._outline(job).names if kind in kinds}
 
     def _check(self, job: RLJobObject) -> None:
         if accelerators.claims(job.spec.hybrid.accelerators) and self.platform.capabilities.resource_api is None:
@@ -106,14 +113,14 @@ class Objects:
                 "this cluster does not serve; upgrade it, or set isolation to Shared, whose isolation is weaker.",
             )
 
-    def _digest(self, job: RLJobObject) -> str:
-        """Of everything but what is drawn at random or changes while the job runs."""
-        generation, digest = self._digests.get(job.metadata.uid, (-1, ""))
-        if generation != job.metadata.generation:
+    def _outline(self, job: RLJobObject) -> _Outline:
+        known = self._outlines.get(job.metadata.uid)
+        if known is None or known.generation != job.metadata.generation:
             planned = plan(job, self.platform, Secrets(""))
             digest = hashlib.sha256(json.dumps(planned, sort_keys=True).encode()).hexdigest()[:16]
-            self._digests[job.metadata.uid] = job.metadata.generation, digest
-        return digest
+            names = frozenset((Kind.of(found), found["metadata"]["name"]) for found in planned)
+            known = self._outlines[job.metadata.uid] = _Outline(job.metadata.generation, digest, names)
+        return known
 
     async def _apply_all(
         self,
@@ -125,20 +132,32 @@ class Objects:
     ) -> None:
         credentials = self._draw(job)
         planned = plan(job, self.platform, credentials, suspension)
+        await self._apply_together(job, [found for found in planned if Kind.of(found) != JOB], credentials)
         for manifest in planned:
             name = manifest["metadata"]["name"]
-            match Kind.of(manifest):
-                case kind if kind == SECRET:
-                    await self._keep_secret(job, manifest, credentials)
-                case kind if kind == JOB and name in known:
-                    await self._patch(job, name, manifest["spec"]["suspend"], digest)
-                case kind if kind == JOB:
-                    if not (withdrawn and name == identity.hybrid_name(job.metadata.name)):
-                        manifest["metadata"].setdefault("annotations", {})[PLAN_ANNOTATION] = digest
-                        await self._cluster.apply(manifest)
-                        self._unseen[job.metadata.uid, name] = time.monotonic()
-                case _:
-                    await self._cluster.apply(manifest)
+            if Kind.of(manifest) != JOB or (withdrawn and name == identity.hybrid_name(job.metadata.name)):
+                continue
+            if name in known:
+                await self._patch(job, name, manifest["spec"]["suspend"], digest)
+            else:
+                manifest["metadata"].setdefault("annotations", {})[PLAN_ANNOTATION] = digest
+                await self._cluster.apply(manifest)
+                self._unseen[job.metadata.uid, name] = time.monotonic()
+
+    async def _apply_together(self, job: RLJobObject, manifests: Iterable[Manifest], credentials: Secrets) -> None:
+        """All of them are tried, whatever becomes of the others; then the first refusal counts."""
+        outcomes = await asyncio.gather(
+            *(
+                self._keep_secret(job, manifest, credentials)
+                if Kind.of(manifest) == SECRET
+                else self._cluster.apply(manifest)
+                for manifest in manifests
+            ),
+            return_exceptions=True,
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     async def _suspend(self, job: RLJobObject, suspension: Suspension, known: dict[str, Workload]) -> None:
         for work in known.values():
@@ -147,10 +166,13 @@ class Objects:
                 await self._patch(job, work.name, wanted, None)
 
     async def _patch(self, job: RLJobObject, name: str, suspended: bool, digest: str | None) -> None:
-        patch: Manifest = {"spec": {"suspend": suspended}}
+        patch: Manifest = {}
+        if identity.queue(job) is None or name != identity.hybrid_name(job.metadata.name):
+            patch["spec"] = {"suspend": suspended}
         if digest is not None:
             patch["metadata"] = {"annotations": {PLAN_ANNOTATION: digest}}
-        await self._cluster.patch(JOB, job.metadata.namespace, name, patch)
+        if patch:
+            await self._cluster.patch(JOB, job.metadata.namespace, name, patch)
 
     def _draw(self, job: RLJobObject) -> Secrets:
         token = random.token_urlsafe(_TOKEN_BYTES)

@@ -21,6 +21,7 @@ class Observations:
     def __init__(self) -> None:
         self._pods: dict[Key, dict[str, Pod]] = defaultdict(dict)
         self._workloads: dict[Key, dict[str, Workload]] = defaultdict(dict)
+        self._claims: dict[Key, set[str]] = defaultdict(set)
         self._warnings: dict[tuple[str, str], dict[str, Warning]] = defaultdict(dict)
         self._owners: dict[tuple[str, str], Key] = {}
         self._disruptions: dict[Key, str] = {}
@@ -59,6 +60,14 @@ class Observations:
             self._workloads[key].pop(raw["metadata"]["name"], None)
         return key
 
+    def claim_changed(self, raw: Manifest) -> Key | None:
+        """A volume claim: of interest only for the warnings about it."""
+        key = owner(raw)
+        if key is not None:
+            self._claims[key].add(raw["metadata"]["name"])
+            self._owners[key[0], raw["metadata"]["name"]] = key
+        return None
+
     def warned(self, raw: Manifest) -> Key | None:
         """A Kubernetes Event of type Warning; only those about objects of jobs are kept."""
         about = raw["involvedObject"]
@@ -85,7 +94,7 @@ class Observations:
 
     def forget(self, key: Key) -> None:
         """The job is gone."""
-        for name in (*self._pods.pop(key, {}), *self._workloads.pop(key, {})):
+        for name in (*self._pods.pop(key, {}), *self._workloads.pop(key, {}), *self._claims.pop(key, ())):
             self._owners.pop((key[0], name), None)
             self._warnings.pop((key[0], name), None)
         self._disruptions.pop(key, None)
@@ -99,7 +108,7 @@ class Observations:
         recent = time.time() - _WARNING_SECONDS
         warnings = [
             warning
-            for name in (*pods, *workloads)
+            for name in {*pods, *workloads, *self._claims.get(key, ())}
             for warning in self._warnings.get((key[0], name), {}).values()
             if warning.seen >= recent
         ]

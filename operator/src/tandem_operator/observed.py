@@ -19,6 +19,7 @@ class Container:
 
     name: str
     ready: bool = False
+    running: bool = False
     restarts: int = 0
     waiting: str | None = None
     waiting_message: str = ""
@@ -135,6 +136,7 @@ def _container(raw: dict[str, Any]) -> Container:
     return Container(
         name=raw["name"],
         ready=bool(raw.get("ready")),
+        running="running" in state,
         restarts=int(raw.get("restartCount", 0)),
         waiting=waiting.get("reason"),
         waiting_message=waiting.get("message", ""),

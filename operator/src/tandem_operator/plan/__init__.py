@@ -37,16 +37,17 @@ def plan(
         network.hybrid_service(job),
         network.orchestrator_policy(job, platform),
         network.hybrid_policy(job, platform),
-        disruption.disruption_budget(job),
     ]
+    if job.spec.hybrid.replicas > 1:
+        objects.append(disruption.disruption_budget(job))
     if job.spec.checkpoint.volume is None:
         objects.append(storage.checkpoint_volume(job, platform))
     if devices is not None and accelerators.claims(devices):
         objects.append(accelerators.claim_template(job, devices, capabilities.resource_api or "resource.k8s.io/v1"))
     if capabilities.pod_monitor:
         objects.append(monitoring.pod_monitor(job))
-    if capabilities.gang is not None:
-        objects.append(gang.pod_group(job, capabilities.gang))
+    if together := gang.gang_of(job, capabilities.gang):
+        objects.append(gang.pod_group(job, together))
     objects.append(orchestrator_job(job, platform, suspension.orchestrator))
     objects.append(hybrid_job(job, platform, suspension.hybrid))
     return objects

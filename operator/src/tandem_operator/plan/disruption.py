@@ -9,6 +9,7 @@ from tandem_operator.plan.identity import Manifest
 def disruption_budget(job: RLJobObject) -> Manifest:
     """One at a time: each eviction costs the job a recovery, and a drain must still come to an end.
 
+    For jobs of several pods: there is nothing to say of the only one.
     As minAvailable, since Kubernetes works maxUnavailable out only for owners that can be scaled, unlike Jobs.
     """
     spec = {

@@ -7,6 +7,12 @@ from tandem_operator.plan.identity import Manifest
 from tandem_operator.plan.platform import Gang
 
 
+def gang_of(job: RLJobObject, served: Gang | None) -> Gang | None:
+    """The API by which this job's pods are placed. One pod needs none, but Volcano's nodes want Volcano's scheduler."""
+    alone = job.spec.hybrid.replicas == 1
+    return None if alone and served is Gang.KUBERNETES else served
+
+
 def pod_group(job: RLJobObject, gang: Gang) -> Manifest:
     """The group of the job's hybrid pods."""
     minimum = job.spec.hybrid.replicas

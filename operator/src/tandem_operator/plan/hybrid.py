@@ -28,8 +28,10 @@ def hybrid_job(job: RLJobObject, platform: Platform, suspended: bool) -> Manifes
     manifest = identity.owned(
         job, "batch/v1", "Job", identity.hybrid_name(job.metadata.name), identity.HYBRID, spec=spec
     )
-    if queue := job.metadata.labels.get(identity.QUEUE_LABEL):
-        manifest["metadata"]["labels"][identity.QUEUE_LABEL] = queue
+    if identity.queue(job):
+        queueing = (identity.QUEUE_LABEL, identity.QUEUE_PRIORITY_LABEL)
+        given = {name: value for name, value in job.metadata.labels.items() if name in queueing}
+        manifest["metadata"]["labels"] |= given
     return manifest
 
 
@@ -48,7 +50,7 @@ def _template(job: RLJobObject, platform: Platform) -> Manifest:
         for container in (engine, trainer):
             container["resources"] = resources.without_shared(container["resources"])
     template = pods.pod_template(job, platform, identity.HYBRID, **spec)
-    return overlay(template, gang.membership(job, platform.capabilities.gang))
+    return overlay(template, gang.membership(job, gang.gang_of(job, platform.capabilities.gang)))
 
 
 def _engine(job: RLJobObject, platform: Platform) -> Manifest:

@@ -12,6 +12,7 @@ MANAGER = "tandem"
 JOB_LABEL = "tandem-rl.dev/job"
 COMPONENT_LABEL = "app.kubernetes.io/component"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+QUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 ORCHESTRATOR = "orchestrator"
 HYBRID = "hybrid"
 
@@ -38,6 +39,11 @@ def accelerators_name(job: str) -> str:
 
 def checkpoints_name(job: str) -> str:
     return f"{job}-checkpoints"
+
+
+def queue(job: RLJobObject) -> str | None:
+    """The Kueue queue that decides when the hybrid pods may run."""
+    return job.metadata.labels.get(QUEUE_LABEL)
 
 
 def selector(job: RLJobObject, component: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from tandem_api.messages.phases import DesiredState
 from tandem_api.rljob import RLJobObject
 from tandem_api.status import RLJobStatus
 from tandem_operator.observed import Observed
-from tandem_operator.plan import Suspension
+from tandem_operator.plan import Suspension, identity
 from tandem_operator.plan.platform import Gang
 from tandem_operator.policy import failures, outcome, restarts, status, suspension, ttl
 from tandem_operator.policy.announcements import Announcement, announcements
@@ -61,7 +61,8 @@ def _after_the_end(end: Outcome, job: RLJobObject, now: float) -> suspension.Sta
     overdue = completed is not None and now - unix(completed) >= FINISH_SECONDS
     if end.succeeded and not overdue:
         return suspension.Standing(DesiredState.RUNNING, Suspension())
-    return suspension.Standing(DesiredState.STOPPED, Suspension(hybrid=True, orchestrator=True))
+    queued = identity.queue(job) is not None
+    return suspension.Standing(DesiredState.STOPPED, Suspension(hybrid=True, orchestrator=True), withdrawn=queued)
 
 
 def _look_again(
@@ -80,6 +81,6 @@ def _look_again(
         times.append(observed.phase.started + FINISH_SECONDS)
     if end is not None and end.succeeded and any(work.active for work in observed.workloads):
         times.append(now + FINISH_SECONDS)
-    if any(failure.reason == "OutOfMemory" for failure in failures.troubles(observed, now)):
-        times.append(now + failures.OOM_MEMORY_SECONDS)
+    told = {failure.reason for failure in failures.troubles(observed, now)}
+    times += [now + seconds for reason, seconds in failures.MEMORY_SECONDS.items() if reason in told]
     return min((time for time in times if time is not None), default=None)

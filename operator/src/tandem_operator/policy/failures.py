@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from tandem_operator.observed import Container, Observed, Pod
 
-OOM_MEMORY_SECONDS = 300.0
-"""How long a container killed for memory is still told of once it runs again."""
+MEMORY_SECONDS = {"OutOfMemory": 300.0, "CrashLoop": 60.0}
+"""How long these are still told of once the container runs again: trouble that came back is one trouble, not many."""
 
 _PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"})
 _CONFIGURATION = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError"})
 _BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": (ErrImagePull: )?')
+_UNBOUND_CLAIM = "unbound immediate PersistentVolumeClaims"
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 
 
@@ -57,7 +58,7 @@ def _of_workloads(observed: Observed) -> Iterator[Trouble]:
 
 def _of_pod(pod: Pod, observed: Observed, now: float) -> Iterator[Trouble]:
     if pod.unschedulable is not None:
-        yield _unschedulable(pod, pod.unschedulable)
+        yield _unschedulable(pod, pod.unschedulable, observed)
     for container in pod.containers:
         if trouble := _of_container(pod, container, now):
             yield trouble
@@ -71,7 +72,7 @@ def _of_pod(pod: Pod, observed: Observed, now: float) -> Iterator[Trouble]:
                 )
 
 
-def _unschedulable(pod: Pod, message: str) -> Trouble:
+def _unschedulable(pod: Pod, message: str, observed: Observed) -> Trouble:
     if missing := _MISSING_CLAIM.search(message):
         return Trouble(
             "MissingVolume",
@@ -79,6 +80,14 @@ def _unschedulable(pod: Pod, message: str) -> Trouble:
             "create it or name another in the job.",
             placement=True,
         )
+    for warning in observed.warnings:
+        if warning.reason == "ProvisioningFailed" and _UNBOUND_CLAIM in message:
+            return Trouble(
+                "MissingVolume",
+                f"Pod {pod.name} waits for PersistentVolumeClaim {warning.about}, which gets no volume: "
+                f"{warning.message}. Name a StorageClass that this cluster has.",
+                placement=True,
+            )
     return Trouble("Unschedulable", f"Pod {pod.name} cannot be placed on a node: {message}", placement=True)
 
 
@@ -93,16 +102,21 @@ def _of_container(pod: Pod, container: Container, now: float) -> Trouble | None:
         )
     if container.waiting in _CONFIGURATION:
         return Trouble("ContainerRefused", f"{where} cannot start: {container.waiting_message or container.waiting}")
-    if container.ended == "OOMKilled" and (container.waiting or now - container.ended_at < OOM_MEMORY_SECONDS):
+    if container.ended == "OOMKilled" and _fresh(container, "OutOfMemory", now):
         return Trouble(
             "OutOfMemory",
             f"{where} was killed for using more memory than its limit; raise the limit, or lower engine.kvCache or "
             "trainer.microBatchTokens.",
         )
-    if container.waiting == "CrashLoopBackOff":
+    times = container.restarts + (not container.running)
+    if container.exit_code and times > 1 and _fresh(container, "CrashLoop", now):
         return Trouble(
             "CrashLoop",
-            f"{where} ends again and again (exit code {container.exit_code}, {container.restarts} restarts). Its log "
+            f"{where} ends again and again ({times} times, the last with exit code {container.exit_code}). Its log "
             f"says why: kubectl logs {pod.name} -c {container.name} --previous",
         )
     return None
+
+
+def _fresh(container: Container, reason: str, now: float) -> bool:
+    return not container.running or now - container.ended_at < MEMORY_SECONDS[reason]

@@ -14,11 +14,12 @@ from tandem_api.status import (
 )
 from tandem_operator.observed import Observed
 from tandem_operator.plan import identity
+from tandem_operator.plan.gang import gang_of
 from tandem_operator.plan.platform import Gang
 from tandem_operator.policy.conditions import Judgement, updated
 from tandem_operator.policy.failures import Trouble, troubles
 from tandem_operator.policy.outcome import Outcome
-from tandem_operator.policy.restarts import Ledger
+from tandem_operator.policy.restarts import DISRUPTED, Ledger, disrupted
 from tandem_operator.policy.suspension import Standing
 from tandem_operator.times import rfc3339
 
@@ -47,7 +48,7 @@ def status_of(
     status = _with_progress(_with_phase(job.status, observed), observed.progress)
     found = () if outcome else troubles(observed, now)
     phase = _phase(job, observed, standing, outcome)
-    judgements = _judgements(job, observed, standing, outcome, found, phase, gang)
+    judgements = _judgements(job, observed, ledger, standing, outcome, found, phase, gang)
     started = status.start_time or (None if standing.suspension.hybrid else rfc3339(now))
     ready = len([pod for pod in observed.active_pods(identity.HYBRID) if pod.ready])
     generation = job.metadata.generation
@@ -110,6 +111,7 @@ def _phase(job: RLJobObject, observed: Observed, standing: Standing, outcome: Ou
 def _judgements(
     job: RLJobObject,
     observed: Observed,
+    ledger: Ledger,
     standing: Standing,
     outcome: Outcome | None,
     found: tuple[Trouble, ...],
@@ -120,7 +122,7 @@ def _judgements(
         return _of_the_end(outcome)
     return (
         _scheduled(job, observed, standing, found, gang),
-        _ready(job, observed),
+        _ready(job, observed, ledger),
         _progressing(job, found, phase),
         _degraded(found),
         _suspended(job, standing),
@@ -148,24 +150,29 @@ def _scheduled(
         return Judgement(ConditionType.SCHEDULED, "False", trouble.reason, trouble.message)
     if standing.suspension.hybrid:
         return Judgement(ConditionType.SCHEDULED, "False", "Suspended", "Suspended jobs have no pods.")
+    by = gang_of(job, gang)
     if placed < wanted:
-        return Judgement(ConditionType.SCHEDULED, "False", "Pending", f"{placed} of {wanted} hybrid pods are placed.")
-    together = wanted == 1 or gang is not None
-    alone = "" if together else " The cluster has no gang-scheduling API, so they were placed one by one."
-    return Judgement(
-        ConditionType.SCHEDULED,
-        "True",
-        "Placed" if together else "PlacedOneByOne",
-        f"All hybrid pods are placed.{alone}",
-    )
+        how = f" {by.value} places them together or not at all." if by else ""
+        message = f"{placed} of {wanted} hybrid pods are placed.{how}"
+        return Judgement(ConditionType.SCHEDULED, "False", "Pending", message)
+    if wanted == 1:
+        return Judgement(ConditionType.SCHEDULED, "True", "Placed", "The hybrid pod is placed.")
+    if by is None:
+        message = "All hybrid pods are placed, one by one, since the cluster has no gang-scheduling API."
+        return Judgement(ConditionType.SCHEDULED, "True", "PlacedOneByOne", message)
+    return Judgement(ConditionType.SCHEDULED, "True", "Placed", f"All hybrid pods are placed, together by {by.value}.")
 
 
-def _ready(job: RLJobObject, observed: Observed) -> Judgement:
+def _ready(job: RLJobObject, observed: Observed, ledger: Ledger) -> Judgement:
     wanted = job.spec.hybrid.replicas
     ready = len([pod for pod in observed.active_pods(identity.HYBRID) if pod.ready])
+    message = f"{ready} of {wanted} hybrid pods are ready."
     if ready >= wanted:
-        return Judgement(ConditionType.READY, "True", "AllPodsReady", f"{ready} of {wanted} hybrid pods are ready.")
-    return Judgement(ConditionType.READY, "False", "PodsNotReady", f"{ready} of {wanted} hybrid pods are ready.")
+        return Judgement(ConditionType.READY, "True", "AllPodsReady", message)
+    # The next operator must still know why the members will start anew, though the pod may be gone by then.
+    if disrupted(job.status, observed) and ledger.disruptions == job.status.disruptions:
+        return Judgement(ConditionType.READY, "False", DISRUPTED, f"A pod was taken away. {message}")
+    return Judgement(ConditionType.READY, "False", "PodsNotReady", message)
 
 
 def _progressing(job: RLJobObject, found: tuple[Trouble, ...], phase: JobPhase) -> Judgement:

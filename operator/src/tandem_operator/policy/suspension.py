@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Suspend: drain, save, then let the devices go. Resume: the other way round.
 
-The hybrid Job is suspended only once the phase says that the job is at rest, or when that takes too long. Under
-a queue (Kueue) the queue owns the hybrid Job's ``suspend``; a user's suspension then takes the Job away, which gives
-the quota back, and resuming makes it anew.
+The hybrid Job is suspended only once the phase says that the job is at rest, or when that takes too long.
+
+Under a queue (Kueue) the queue alone writes the hybrid Job's ``suspend``, and with it the template's node selector: the
+Job is made suspended, the queue admits it, and may take it back. A user's suspension, and a failure, take the whole Job
+away: that gives the quota back, while a Job that is merely suspended would be admitted again. Resuming makes it anew.
 """
 
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ class Standing:
 
 def standing(job: RLJobObject, observed: Observed, now: float) -> Standing:
     """What a job that has not ended should be doing."""
-    queued = identity.QUEUE_LABEL in job.metadata.labels
+    queued = identity.queue(job) is not None
     if job.spec.run_policy.suspend:
         deadline = _drain_deadline(job, now)
         resting = _resting(job, observed) or now >= deadline
