@@ -40,7 +40,14 @@ def pod(name: str, component: str, index: int | None, containers: tuple[str, ...
 
 
 def test_a_structured_line_is_a_sentence_with_its_fields() -> None:
-    fields = {"event": "engine is ready", "seconds": 3.21234567, "why": "a b", "level": "info", "timestamp": "t"}
+    fields = {
+        "event": "engine is ready",
+        "seconds": 3.21234567,
+        "why": "a b",
+        "error": None,
+        "level": "info",
+        "timestamp": "t",
+    }
     assert shown(json.dumps(fields)) == '07:00:01.500 orchestrator engine is ready  seconds=3.21235 why="a b"'
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from click import style
 
-_LOGGERS_OWN = frozenset({"event", "level", "timestamp", "exception", "pod", "process", "program"})
+_LOGGERS_OWN = frozenset({"event", "level", "timestamp", "exception", "job", "pod", "process", "program"})
 _COLOURS = ("cyan", "magenta", "green", "blue", "bright_cyan", "bright_magenta", "bright_green", "bright_blue")
 _LEVELS = {"warning": "yellow", "error": "red", "critical": "red"}
 _TIME = slice(11, 23)
@@ -56,7 +56,8 @@ def _sentence(text: str) -> str:
         return text
     level = str(fields.get("level", ""))
     event = style(str(fields["event"]), fg=_LEVELS.get(level), bold=level in ("error", "critical"))
-    rest = " ".join(f"{name}={_value(value)}" for name, value in fields.items() if name not in _LOGGERS_OWN)
+    told = {name: value for name, value in fields.items() if name not in _LOGGERS_OWN and value is not None}
+    rest = " ".join(f"{name}={_value(value)}" for name, value in told.items())
     sentence = f"{event}  {style(rest, dim=True)}" if rest else event
     return f"{sentence}\n{fields['exception']}" if fields.get("exception") else sentence
 

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable, Sequence
 
-_GAP = "   "
+_GAP = "  "
 NOTHING = "–"
 
 
