@@ -29,7 +29,9 @@ SMALL: Mapping[str, Any] = {
     "spec.data.evaluation": None,
     "spec.checkpoint.everyIterations": 2,
     "spec.runPolicy": {"maxRestarts": 50},
-    "spec.schedule": {"phaseDeadlines": {"start": 240, "release": 60, "train": 60, "handoff": 120}},
+    # As many threads in every process that trains: sums in another order are other sums.
+    "spec.trainer.env": [{"name": "OMP_NUM_THREADS", "value": "1"}],
+    "spec.schedule": {"phaseDeadlines": {"start": "4m", "release": "60s", "train": "60s", "handoff": "2m"}},
 }
 
 
@@ -115,7 +117,8 @@ def broken_run(directory: Path, faults: Sequence[Fault], changes: Mapping[str, A
     run = BrokenRun(manifest(directory / "job.yaml", wanted), directory / "out", int(wanted["spec.iterations"]))
     process = start(run.file, run.out)
     try:
-        endpoint = eventually(lambda: endpoint_of(run.out), START_SECONDS, "the run's etcd")
+        endpoint = eventually(lambda: process.poll() or endpoint_of(run.out), START_SECONDS, "the run's etcd")
+        assert isinstance(endpoint, str), "the run ended before it began"
         asyncio.run(_inflict(run, endpoint, faults))
         run.status = finish(process, run.out, RUN_SECONDS)
     except BaseException:

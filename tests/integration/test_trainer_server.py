@@ -2,15 +2,18 @@
 """The command socket of a trainer rank: what is answered, what is remembered, and when the rank gives up."""
 
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from running import eventually
 
-from tandem_api.messages.trainer import Checkpoint, FinishRun, TrainerCommand, TrainerReply
-from tandem_trainer.server import CommandRefused, RankFailed, Server, listen
+from tandem_api.messages.trainer import Checkpoint, FinishRun, Offload, TrainerCommand, TrainerReply
+from tandem_trainer.server import INTERRUPTED, CommandRefused, RankFailed, Server, listen
 
 Obey = Callable[[TrainerCommand], TrainerReply]
 FINISH = FinishRun(epoch=99, export=False)
@@ -116,6 +119,54 @@ def test_a_command_that_breaks_is_told_and_ends_the_rank(tmp_path: Path) -> None
         assert ask(path, Checkpoint(epoch=1, iteration=8)).error == "ZeroDivisionError: broken"
     assert isinstance(ended[0], RankFailed)
     assert isinstance(ended[0].__cause__, ZeroDivisionError)
+
+
+def test_a_rank_that_has_done_nothing_is_off_the_device_before_it_serves(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    Server(listen(path))
+    assert ask(path, Offload(epoch=1)).error is None
+
+
+def test_an_idle_rank_leaves_the_device_and_takes_commands_of_the_new_epoch(tmp_path: Path) -> None:
+    rank, path = Rank(), tmp_path / "s"
+    with serving(path, rank):
+        ask(path, Checkpoint(epoch=1, iteration=1))
+        assert ask(path, Offload(epoch=2)).error is None
+        assert ask(path, Checkpoint(epoch=1, iteration=2)).error == "epoch 1 is over"
+        ask(path, FINISH)
+    assert [command.command for command in rank.done] == ["checkpoint", "offload", "finish"]
+
+
+BUSY = """
+import sys, time
+from pathlib import Path
+from tandem_api.messages.trainer import TrainerReply
+from tandem_trainer.server import Server, listen
+
+def obey(command):
+    Path(sys.argv[2]).touch()
+    time.sleep(600)
+
+Server(listen(Path(sys.argv[1]))).serve(obey, ())
+"""
+
+
+def test_a_rank_that_is_busy_with_an_older_epoch_ends_when_a_recovery_begins(tmp_path: Path) -> None:
+    path, begun = tmp_path / "s", tmp_path / "begun"
+    process = subprocess.Popen([sys.executable, "-c", BUSY, path, begun])
+    try:
+        eventually(path.exists, 30, "the rank's socket")
+        with socket.socket(socket.AF_UNIX) as asking, socket.socket(socket.AF_UNIX) as offloading:
+            asking.connect(str(path))
+            asking.sendall(Checkpoint(epoch=1, iteration=1).wire().encode() + b"\n")
+            eventually(begun.exists, 30, "the command's begin")
+            offloading.connect(str(path))
+            offloading.sendall(Offload(epoch=2).wire().encode() + b"\n")
+            assert offloading.makefile("rb").readline() == b""
+        assert process.wait(10) == INTERRUPTED
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_who_connects_before_the_rank_serves_waits_for_it(tmp_path: Path) -> None:

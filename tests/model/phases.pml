@@ -245,33 +245,51 @@ inline decide_recovery() {
     pending.record.weight_version = durable
 }
 
-/* `_prepare`: the members as they are before the phase is written. */
+/* `Attendance.begin`: a new world, and the Release after a Rollout's losses, begin with whoever is a member. */
 inline remember_incarnations() {
     k = 0;
     do
-    :: k < INDICES -> expected[k] = member_incarnation[k]; k++
+    :: k < INDICES ->
+        if
+        :: (pending.record.name == Start || pending.record.name == Recover || pending.record.name == Release
+            || expected[k] == 0) -> expected[k] = member_incarnation[k]
+        :: else
+        fi;
+        k++
     :: else -> break
     od;
     k = 0
 }
 
-/* `_verdict`. */
-#define bad(i) ((ack_epoch[i] == seen.epoch && ack_failed[i]) || (expected[i] != 0 && member_incarnation[i] != expected[i]))
+/* `barrier.counted` and `barrier.losses`. In the Release a member that went missing in the Rollout is waited for. */
+#ifdef ACK_COUNTS_FOR_ITS_INDEX
 #define done(i) (ack_epoch[i] == seen.epoch)
+#else
+#define done(i) (ack_epoch[i] == seen.epoch && ack_incarnation[i] == member_incarnation[i])
+#endif
+#define awaited(i) (seen.name == Release && expected[i] == 0)
+#define bad(i) \
+    ((done(i) && ack_failed[i]) || (member_incarnation[i] == 0 && !awaited(i)) \
+     || (expected[i] != 0 && member_incarnation[i] != expected[i]))
 #define there(i) (member_modified[i] != 0)
 #if INDICES == 3
 #define any_bad (bad(0) || bad(1) || bad(2))
+#define all_bad (bad(0) && bad(1) && bad(2))
 #define all_done (done(0) && done(1) && done(2))
 #define all_there (there(0) && there(1) && there(2))
 #elif INDICES == 2
 #define any_bad (bad(0) || bad(1))
+#define all_bad (bad(0) && bad(1))
 #define all_done (done(0) && done(1))
 #define all_there (there(0) && there(1))
 #else
 #define any_bad bad(0)
+#define all_bad bad(0)
 #define all_done done(0)
 #define all_there there(0)
 #endif
+/* `_verdict`: a Rollout goes on as long as one member is left (8). */
+#define has_failed (seen.name == Rollout -> all_bad : any_bad)
 #ifdef NO_BARRIER
 #define complete true
 #else
@@ -321,12 +339,12 @@ proctype Orchestrator(byte o) {
         remember_incarnations() }
     /* `_attend`, then `next_phase`. */
     :: atomic { attending && seen.name == Nothing -> decide_next(); stage = Waiting }
-    :: atomic { attending && seen.name != Nothing && any_bad -> decide_recovery(); stage = Waiting }
-    :: atomic { attending && seen.name != Nothing && !any_bad && complete -> decide_next(); send_move() }
-    :: atomic { attending && seen.name != Nothing && !any_bad && !complete && faults > 0 ->
+    :: atomic { attending && seen.name != Nothing && has_failed -> decide_recovery(); stage = Waiting }
+    :: atomic { attending && seen.name != Nothing && !has_failed && complete -> decide_next(); send_move() }
+    :: atomic { attending && seen.name != Nothing && !has_failed && !complete && faults > 0 ->
         faults--; decide_recovery(); stage = Waiting }
 #ifndef NO_DEADLINE
-    :: atomic { attending && seen.name != Nothing && !any_bad && !complete && expired ->
+    :: atomic { attending && seen.name != Nothing && !has_failed && !complete && expired ->
         expired = false; decide_recovery(); stage = Waiting }
 #endif
 #ifdef LOST_LEADERSHIP_FAILS_THE_RUN
@@ -409,7 +427,13 @@ inline restart_trainers() {
 /* `Switch`: who holds the device when the part begins, and when it is done. */
 inline begin_part() {
     if
-    :: part == Start || part == Recover || part == Handoff -> engine[p] = true; serving[p] = false
+    :: part == Start || part == Recover || (part == Handoff && !engine[p]) ->
+#ifndef ENGINE_STARTS_BESIDE_THE_TRAINER
+        trainer[p] = false;                                                     /* `Offload` */
+#endif
+        assert(!trainer[p]);                                                    /* 1: also where an engine starts */
+        engine[p] = true; serving[p] = false
+    :: part == Handoff && engine[p] -> serving[p] = false
     :: part == Rollout -> assert(!serves(p) || !trainer[p])                     /* 1 */
     :: part == Train ->
 #ifndef NO_RELEASE_BEFORE_TRAIN
@@ -462,7 +486,9 @@ proctype Member(byte p) {
     /* `join`. */
     :: atomic { !joined && !over && may_join(p) ->
         member_writes[i]++; member_modified[i] = member_writes[i]; member_incarnation[i] = incarnation[p];
-        membership[p] = member_modified[i]; epoch = 0; lost[p] = false; joined = true;
+        membership[p] = member_modified[i]; lost[p] = false; joined = true;
+        /* `_keep_acked`: an ack that was lost with the place is written again. */
+        epoch = (part == Nothing -> 0 : epoch);
         printf("EVENT join %d %d %d\n", p, i, incarnation[p]) }
     :: atomic { !joined && !over && !may_join(p) ->
         printf("EVENT fenced-join %d\n", p);
@@ -477,7 +503,8 @@ proctype Member(byte p) {
 #ifdef LOST_LEASE_UNNOTICED_IN_A_PART
     :: atomic { joined && part == Nothing && lost[p] && !over -> joined = false }
 #else
-    :: atomic { joined && lost[p] && !over -> rest(); joined = false }
+    /* `_keep_place`: what is under way goes on, and is acked with the next place. */
+    :: atomic { joined && lost[p] && !over -> joined = false }
 #endif
 #ifndef JOIN_REPLACES_ANYONE
     :: atomic { joined && part == Nothing && !lost[p] && replaced(p) && !over -> joined = false }
@@ -488,7 +515,7 @@ proctype Member(byte p) {
         begin_part() }
     /* `_take_part`: the phase moves on, or the part is done and its ack reaches etcd, perhaps twice. */
     :: atomic { part != Nothing && phase_modified != phase_seen && !over -> rest() }
-    :: atomic { part != Nothing && !hung && (part != Rollout || !serves(p)) && !over ->
+    :: atomic { part != Nothing && joined && !hung && (part != Rollout || !serves(p)) && !over ->
         finish_part();
         if
         :: true
@@ -497,7 +524,8 @@ proctype Member(byte p) {
         commit_ack(ack);
         rest(); written = false }
     /* etcd does not answer: it may or may not be written, and we join again. */
-    :: atomic { part != Nothing && !hung && (part != Rollout || !serves(p)) && faults > 0 && !late_ack.under_way && !over ->
+    :: atomic { (part != Nothing && joined && !hung && (part != Rollout || !serves(p)) && faults > 0
+                 && !late_ack.under_way && !over) ->
         faults--; printf("EVENT late-ack %d\n", p);
         finish_part(); copy_ack(late_ack, ack); rest(); joined = false }
     /* The lease is lost, with the key if it is still ours. */
