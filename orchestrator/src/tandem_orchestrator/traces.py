@@ -81,14 +81,8 @@ class Traces:
         assert self._opened is not None
         trace, root = self._trace_id(self._opened), self._span_id(self._opened, "iteration")
         self._rolled_out(trace, parts)
-        slowest = max(parts, key=lambda part: float(part["seconds"]), default=None)
-        attributes = {"tandem.iteration": phase["iteration"], "tandem.epoch": phase["epoch"]}
-        if slowest is not None:
-            quickest = min(float(part["seconds"]) for part in parts)
-            attributes |= {"tandem.slowest_member": slowest["index"]}
-            attributes |= {"tandem.barrier_seconds": max(0.0, float(phase["seconds"]) - quickest)}
         span = self._span_id(phase, "phase")
-        self._span(phase["phase"], trace, span, root, phase["start"], _end(phase), attributes, failure)
+        self._span(phase["phase"], trace, span, root, phase["start"], _end(phase), _about(phase, parts), failure)
         for part in parts:
             self._part(trace, phase, part)
         if phase["phase"] in _ENDS or failure is not None:
@@ -119,16 +113,16 @@ class Traces:
 
     def _rolled_out(self, trace: int, parts: Sequence[Line]) -> None:
         """How long each engine was busy is told with the phase after the Rollout."""
-        rollout = self._rollout
-        for part in parts if rollout is not None else ():
-            busy = part.get("measured", {}).get(ROLLOUT_SECONDS)
-            if rollout is None or busy is None:
-                continue
-            member = {"tandem.member": part["index"]}
-            span, parent = self._span_id(rollout, f"pod {part['index']}"), self._span_id(rollout, "phase")
-            end = float(rollout["start"]) + min(float(busy), float(rollout["seconds"]))
-            self._span(f"pod {part['index']}", trace, span, parent, rollout["start"], end, member)
-        self._rollout = None
+        rollout, self._rollout = self._rollout, None
+        if rollout is None:
+            return
+        for part in parts:
+            busy = part["measured"].get(ROLLOUT_SECONDS)
+            if busy is not None:
+                name, member = f"pod {part['index']}", {"tandem.member": part["index"]}
+                end = float(rollout["start"]) + min(float(busy), float(rollout["seconds"]))
+                span, parent = self._span_id(rollout, name), self._span_id(rollout, "phase")
+                self._span(name, trace, span, parent, rollout["start"], end, member)
 
     def _part(self, trace: int, phase: Line, part: Line) -> None:
         name = f"pod {part['index']}"
@@ -198,6 +192,16 @@ def _resource(job: Job) -> Resource:
     attributes = {"k8s.namespace.name": job.namespace, "tandem.job.name": job.name, "tandem.job.uid": job.uid}
     named = "OTEL_SERVICE_NAME" in os.environ
     return Resource.create(attributes if named else {"service.name": "tandem", **attributes})
+
+
+def _about(phase: Line, parts: Sequence[Line]) -> dict[str, int | float]:
+    """Attributes of a phase: whom the others waited for, and how long the first of them did."""
+    about: dict[str, int | float] = {"tandem.iteration": phase["iteration"], "tandem.epoch": phase["epoch"]}
+    if parts:
+        by_seconds = sorted(parts, key=lambda part: float(part["seconds"]))
+        about["tandem.slowest_member"] = by_seconds[-1]["index"]
+        about["tandem.barrier_seconds"] = max(0.0, float(phase["seconds"]) - float(by_seconds[0]["seconds"]))
+    return about
 
 
 def _end(line: Line) -> float:
