@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts of the orchestrator's package that a user calls, each as a process of its own: nothing of it is imported."""
 
+import json
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from typing import Any
 
 from tandem_api.errors import Problem, UserError
 
@@ -30,7 +33,31 @@ def output_of(module: str, arguments: Sequence[str]) -> bytes:
     """
     done = subprocess.run(command(module, arguments), capture_output=True, check=False)
     if done.returncode != 0:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        where, _, why = (lines[-1] if lines else f"ended with {done.returncode}").partition(": ")
-        raise UserError(Problem(where, why))
+        raise _refusal(done.stderr, done.returncode)
     return done.stdout
+
+
+def lines_of(module: str, arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What ``module`` says, line by line of JSON, while it works. Leaving early ends it.
+
+    Raises:
+        UserError: it refuses, with its own words.
+    """
+    with tempfile.TemporaryFile() as complaints:
+        process = subprocess.Popen(command(module, arguments), stdout=subprocess.PIPE, stderr=complaints)
+        try:
+            for line in process.stdout or ():
+                yield json.loads(line)
+            status = process.wait()
+        finally:
+            process.terminate()
+            process.wait()
+        complaints.seek(0)
+        if status != 0:
+            raise _refusal(complaints.read(), status)
+
+
+def _refusal(complaint: bytes, status: int) -> UserError:
+    lines = complaint.decode(errors="replace").strip().splitlines()
+    where, _, why = (lines[-1] if lines else f"the orchestrator's process: ended with {status}").partition(": ")
+    return UserError(Problem(where, why))
