@@ -64,6 +64,12 @@ class OperatorProcess:
         self._port = free_port()
         self._config.write_text(json.dumps(self._settings | {"port": self._port}))
         environment = os.environ | {
+        self._killing: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> str:
+        """Host and port of its HTTP server."""
+        return f"127.0.0.1:{self._port}"
             "KUBECONFIG": KUBECONFIG,
             "TANDEM_OPERATOR_CONFIG": str(self._config),
             "TANDEM_OPERATOR_IDENTITY": self._identity,

@@ -5,7 +5,7 @@ import json
 import socket
 import subprocess
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +28,13 @@ class Prometheus:
     def scrape(self, out: Path, pods: int, seconds: float) -> None:
         """Scrape the run in ``out`` once so many pods are there, orchestrator included, and its etcd as well."""
         found = eventually(lambda: pods <= len(pods_of(out)) and pods_of(out), seconds, f"the start of {pods} pods")
-        groups = [_group(f"{address}:9400", pod) for pod, (address, _) in found.items()]
-        groups += [_group(endpoint, "etcd") for endpoint in {endpoint for _, endpoint in found.values()}]
+        job = {"namespace": "default", "tandem_rl_dev_job": "chain-sum"}
+        targets = {f"{address}:9400": {**job, "pod": pod} for pod, (address, _) in found.items()}
+        self.target(targets | {endpoint: {"namespace": "default", "pod": "etcd"} for _, endpoint in found.values()})
+
+    def target(self, targets: Mapping[str, Mapping[str, str]]) -> None:
+        """Scrape these, by host and port, with the labels given to each."""
+        groups = [{"targets": [target], "labels": labels} for target, labels in targets.items()]
         waiting = self.directory / "waiting.json"
         waiting.write_text(json.dumps(groups))
         waiting.replace(self.directory / "targets.json")
@@ -74,11 +79,6 @@ def prometheus(directory: Path) -> Iterator[Prometheus]:
     finally:
         process.terminate()
         process.wait()
-
-
-def _group(target: str, pod: str) -> dict[str, object]:
-    labels = {"namespace": "default", "pod": pod, "tandem_rl_dev_job": "chain-sum"}
-    return {"targets": [target], "labels": labels if pod != "etcd" else {"namespace": "default", "pod": pod}}
 
 
 def _free_port() -> int:
