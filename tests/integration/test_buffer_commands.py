@@ -2,8 +2,6 @@
 """``tandem buffer`` on the buffer of a run that goes on meanwhile."""
 
 import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,12 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 from orchestrator_world import EOS, Engine, make_job, prompt_file, text_of, token_ids
+from typer.testing import CliRunner
 
+from tandem_api.errors import UserError
 from tandem_api.messages.work import Lease
+from tandem_cli.buffer.command import app
 from tandem_orchestrator.buffer.parquet import COLUMNS
 from tandem_orchestrator.run import Run
 
-TANDEM = Path(sys.executable).parent / "tandem"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "buffer.md"
 
 
@@ -46,10 +46,11 @@ async def run(tmp_path: Path) -> AsyncIterator[Run]:
     await made.stop()
 
 
-def tandem(*arguments: str | Path, status: int = 0) -> str:
-    done = subprocess.run([TANDEM, "buffer", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == status, done.stderr
-    return done.stdout if status == 0 else done.stderr
+def tandem(*arguments: str | Path) -> str:
+    """What the command prints. What reads the buffer is a process of its own."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.output
 
 
 async def test_ls_counts_what_the_buffer_holds_and_changes_nothing(run: Run, tmp_path: Path):
@@ -82,7 +83,8 @@ async def test_show_tells_segments_weights_text_and_score(run: Run, tmp_path: Pa
     assert segment["versions"] == [[0, segment["count"]]]
     assert segment["logprob_mean"] == pytest.approx(-0.5)
     assert "=12 and then some more" in tandem("show", tmp_path / "run", name)
-    assert "has no trajectory 999-0" in tandem("show", tmp_path / "run", "999-0", status=2)
+    with pytest.raises(UserError, match="has no trajectory 999-0"):
+        tandem("show", tmp_path / "run", "999-0")
 
 
 async def test_export_writes_every_trajectory_with_the_documented_columns(run: Run, tmp_path: Path):
@@ -112,6 +114,8 @@ def test_every_column_is_documented():
 
 
 def test_a_directory_without_a_buffer_is_named(tmp_path: Path):
-    assert f"{tmp_path}: holds no buffer.sqlite" in tandem("ls", tmp_path, status=2)
+    with pytest.raises(UserError, match=f"{tmp_path}: holds no buffer.sqlite"):
+        tandem("ls", tmp_path)
     (tmp_path / "buffer.sqlite").write_bytes(b"no database" * 1000)
-    assert "cannot be read as a replay buffer" in tandem("ls", tmp_path, status=2)
+    with pytest.raises(UserError, match="cannot be read as a replay buffer"):
+        tandem("ls", tmp_path)
