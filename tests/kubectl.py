@@ -4,6 +4,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,8 @@ TEST_ETCD = ("--set", "etcd.image.registry=localhost", "--set", "etcd.image.tag=
 _ENVIRONMENT = {
     **os.environ,
     "KUBECONFIG": os.environ.get("TANDEM_E2E_KUBECONFIG", str(CLUSTER / "kubeconfig")),
-    "PATH": f"{os.environ['PATH']}:{CLUSTER / 'bin'}",
+    # kubectl finds its plugin where the tests' interpreter is.
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:{CLUSTER / 'bin'}",
 }
 
 

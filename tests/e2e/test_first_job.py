@@ -3,6 +3,7 @@
 
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +46,19 @@ def complete(namespace: str) -> dict[str, Any]:
 pytestmark = pytest.mark.timeout((MINUTES + 15) * 60)
 
 
+def test_the_plugin_tells_of_a_running_job_and_has_it_save(namespace: str) -> None:
+    started = "--for=jsonpath={.status.iteration}=1"
+    kubectl("wait", "-n", namespace, f"rljob/{JOB}", started, f"--timeout={MINUTES}m")
+    assert "is progressing" in kubectl("tandem", "explain", JOB, "-n", namespace)
+    logs = kubectl("tandem", "logs", JOB, "-n", namespace, "--tail", "50")
+    assert all(f" {source} " in logs for source in ("orchestrator", "hybrid-0/engine", "hybrid-0/trainer"))
+    _, total, pod = kubectl("tandem", "top", JOB, "-n", namespace).splitlines()
+    assert all(0 < float(row.split()[2].rstrip("%")) < 100 for row in (total, pod))
+    kubectl("tandem", "checkpoint", JOB, "-n", namespace, "--timeout", "15m")
+    # Far from the eighth iteration, after which it would have saved by itself.
+    assert 0 < one("rljob", JOB, namespace)["status"]["checkpoint"]["iteration"] < 8
+
+
 def test_an_applied_job_runs_to_complete_under_the_restricted_profile(complete: dict[str, Any]) -> None:
     status = complete["status"]
     assert status["phase"] == "Succeeded"
@@ -65,6 +79,14 @@ def test_weights_went_through_memory_that_two_containers_share(complete: dict[st
     assert shared & both
     assert not pod["spec"].get("shareProcessNamespace")
     assert complete["status"]["lastSwitch"]["toRolloutSeconds"] > 0
+
+
+def test_the_plugin_writes_the_report_of_a_job_that_has_ended(
+    complete: dict[str, Any], namespace: str, tmp_path: Path
+) -> None:
+    kubectl("tandem", "report", JOB, "-n", namespace, "--out", str(tmp_path / "report.html"))
+    page = (tmp_path / "report.html").read_text()
+    assert all(f'"iteration":{number},' in page for number in range(complete["spec"]["iterations"]))
 
 
 def test_a_job_leaves_nothing_when_it_is_deleted(complete: dict[str, Any], namespace: str) -> None:

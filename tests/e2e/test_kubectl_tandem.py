@@ -130,14 +130,14 @@ def operated() -> Iterator[str]:
 
 
 @pytest_asyncio.fixture
-async def etcd(operated: str, tmp_path: Path) -> AsyncIterator[Store]:
+async def store(operated: str, tmp_path: Path) -> AsyncIterator[Store]:
     """etcd, which an operator of the namespace uses."""
     with etcd_server(tmp_path) as running:
         process = OperatorProcess(tmp_path, operated, running.endpoints, "one")
         process.start()
         await eventually(process.ready)
-        async with Store(running.endpoints) as store:
-            yield store
+        async with Store(running.endpoints) as opened:
+            yield opened
         await process.stop()
         print(process.log)
 
@@ -150,7 +150,7 @@ def keys_of(raw: dict[str, Any]) -> JobKeys:
     return JobKeys(raw["metadata"]["namespace"], raw["metadata"]["name"], raw["metadata"]["uid"])
 
 
-async def test_explain_names_what_is_in_the_way_with_its_event(operated: str, etcd: Store) -> None:
+async def test_explain_names_what_is_in_the_way_with_its_event(operated: str, store: Store) -> None:
     applied(operated)
 
     async def refused() -> str | None:
@@ -173,27 +173,27 @@ def explained(namespace: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-async def test_a_checkpoint_is_asked_for_through_the_operator_and_waited_for(operated: str, etcd: Store) -> None:
+async def test_a_checkpoint_is_asked_for_through_the_operator_and_waited_for(operated: str, store: Store) -> None:
     keys = keys_of(applied(operated))
     record = PhaseRecord(
         epoch=9, iteration=2, name=PhaseName.ROLLOUT, weight_version=2, world=1, members=(0,), started=1.0
     )
-    await etcd.put(keys.phase, record.wire())
+    await store.put(keys.phase, record.wire())
     until(lambda: one("rljob", "sums", operated).get("status", {}).get("iteration") == 2, "the phase in status")
     waiting = asyncio.create_task(asked("checkpoint", "sums", "-n", operated, "--timeout", "60s"))
 
     async def wanted() -> bool:
-        entry = await etcd.get(keys.desired)
+        entry = await store.get(keys.desired)
         return entry is not None and Desired.model_validate_json(entry.value).checkpoint == 2
 
     await eventually(wanted)
     assert not waiting.done()
-    await etcd.put(keys.progress, Progress(checkpoint_iteration=3, checkpoint_path="iter-0000003").wire())
-    assert "saved checkpoint iter-0000003, after iteration 3" in await waiting
+    await store.put(keys.progress, Progress(checkpoint_iteration=3, checkpoint_path="iter-0000003").wire())
+    assert "sums has saved checkpoint iter-0000003 (after iteration 3).\n" in await waiting
     assert "nothing new to save" in await asked("checkpoint", "sums", "-n", operated)
 
 
-async def test_suspend_and_resume_are_the_users_wish_and_explain_tells_them(operated: str, etcd: Store) -> None:
+async def test_suspend_and_resume_are_the_users_wish_and_explain_tells_them(operated: str, store: Store) -> None:
     applied(operated)
     assert "will be suspended" in await asked("suspend", "sums", "-n", operated)
     assert one("rljob", "sums", operated)["spec"]["runPolicy"]["suspend"] is True

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from tandem_api.rljob import CHECKPOINT_ANNOTATION
-from tandem_api.status import CheckpointStatus, JobPhase
+from tandem_api.status import CheckpointStatus
 from tandem_cli.cluster.errors import ClusterError
 from tandem_cli.cluster.objects import Cluster, Job
 
@@ -47,7 +47,8 @@ def checkpoint(cluster: Cluster, job: Job, seconds: float | None, tell: Tell) ->
     _expect_alive(job, "saved")
     asked = cluster.patch(job, {"metadata": {"annotations": {CHECKPOINT_ANNOTATION: str(wanted)}}})
     if seconds is None:
-        return f"{job.name} saves at the end of the next training phase."
+        return f"{job.name} saves at the end of the next Train."
+    tell(f"{job.name} saves at the end of the next Train; waiting for that")
     return _awaited(cluster, asked, wanted, seconds, tell)
 
 
@@ -60,13 +61,9 @@ def _awaited(cluster: Cluster, job: Job, wanted: int, seconds: float, tell: Tell
             _expect_alive(seen, "saved")
             if seen.status.phase is not phase:
                 phase = seen.status.phase
-                tell(f"{phase}, iteration {seen.status.iteration}{_when(phase)}")
+                tell(f"{phase}, iteration {seen.status.iteration}")
         job = cluster.job(job.name, job.namespace)
     raise ClusterError(f"{job.name} has saved nothing within {seconds:.0f} s; the wish stands: it saves when it can")
-
-
-def _when(phase: JobPhase) -> str:
-    return "; it saves at the end of the next Train" if phase is not JobPhase.TRAIN else ""
 
 
 def _covering(job: Job, wanted: int) -> CheckpointStatus | None:
@@ -76,7 +73,7 @@ def _covering(job: Job, wanted: int) -> CheckpointStatus | None:
 
 
 def _described(saved: CheckpointStatus) -> str:
-    return f"checkpoint {saved.path}, after iteration {saved.iteration},"
+    return f"checkpoint {saved.path} (after iteration {saved.iteration})"
 
 
 def _expect_alive(job: Job, what: str) -> None:
