@@ -23,6 +23,14 @@ demo: setup  ## A whole RLJob on this machine: real vLLM, Megatron-core and etcd
 test: setup  ## Unit and integration tests
 	@$(PY)/pytest -n 2 --dist loadfile tests/unit tests/integration
 
+.PHONY: soak
+soak: setup  ## Every kind of fault in every phase, on the real stack; takes an hour
+	@$(PY)/pytest -m soak tests/integration
+
+.PHONY: gpu-test
+gpu-test: setup  ## Tests that need one GPU; elsewhere each says that it has none
+	@PYTHONPATH=tests/gpu $(PY)/pytest -rs -s tests/gpu
+
 .PHONY: e2e
 e2e: setup  ## End-to-end tests on a real Kubernetes: the one of tests/cluster, or the one TANDEM_E2E_KUBECONFIG names
 	@hack/e2e
@@ -79,6 +87,10 @@ docs: setup  ## The documentation as pages, in build/site
 
 .PHONY: bench
 bench: bench-iteration bench-buffer bench-metrics bench-learning  ## All benchmarks
+
+.PHONY: bench-operator
+bench-operator: setup  ## The operator under 1,000 RLJobs at once, on an API server of its own; needs root
+	@PYTHONPATH=tests hack/with-control-plane $(PY)/python bench/operator_scale.py
 
 .PHONY: bench-metrics
 bench-metrics: setup  ## What metrics and traces cost: CPU time of an orchestrator, and a real run watched and alone

@@ -33,7 +33,7 @@ CONFIG: dict[str, Any] = {
     "model_type": "qwen3",
     "hidden_size": 64,
     "intermediate_size": 128,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 32,

@@ -52,6 +52,24 @@ def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+def memory(pid: int | str = "self") -> dict[str, int]:
+    """Bytes of a process by the names of /proc: VmRSS and VmHWM (its peak), RssAnon, RssShmem."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
+    return {name: int(words[0]) * 1024 for name, words in fields.items() if len(words) == 2 and words[1] == "kB"}
+
+
+def forget_peak(pid: int | str = "self") -> None:
+    """Lets VmHWM start over from what the process has now."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def shared_memory() -> set[int]:
+    """Inodes of the handoff segments that this process has mapped."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {int(line.split()[4]) for line in lines if "memfd:tandem-weights" in line}
+
+
 class Peer:
     """A process that obeys commands; ended with the context it was made in."""
 
@@ -82,6 +100,15 @@ class Peer:
 def importing_peer(socket_path: Path) -> Iterator[Peer]:
     """A process with an importer. Commands: version, timeout, bucket in which to die (or None)."""
     with _peer(_import, socket_path) as peer:
+        yield peer
+
+
+@contextmanager
+def looking_peer(socket_path: Path) -> Iterator[Peer]:
+    """A process with an importer that keeps nothing of what it gets. Commands: version, timeout, bucket in which to
+    die (or None). It answers with its open descriptors.
+    """
+    with _peer(_look, socket_path) as peer:
         yield peer
 
 
@@ -125,6 +152,20 @@ def _import(commands: Connection, socket_path: Path) -> None:
             continue
         assert importer.manifest is not None
         commands.send(Received(seen, importer.manifest, open_descriptors()))
+
+
+def _look(commands: Connection, socket_path: Path) -> None:
+    torch.set_num_threads(1)
+    importer = Importer(socket_path)
+    while True:
+        version, timeout, fatal_bucket = commands.recv()
+        try:
+            for index, _ in enumerate(importer.receive(version, timeout)):
+                if index == fatal_bucket:
+                    os._exit(9)
+            commands.send(open_descriptors())
+        except HandoffError as error:
+            commands.send(_plain(error))
 
 
 def _export(commands: Connection, socket_path: Path, bucket_bytes: int, verify: Verify) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from handoff_peers import Peer, contents, importing_peer, open_descriptors
+from handoff_peers import Peer, contents, importing_peer, open_descriptors, shared_memory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -130,12 +130,6 @@ def test_two_hundred_versions_reuse_the_same_memory_and_leave_no_descriptor(sock
         assert len(states[0][0]) == 2, "two buckets, whatever the number of tensors"
         assert received.tensors == contents(tensors)
     assert not shared_memory()
-
-
-def shared_memory() -> set[int]:
-    """Inodes of the handoff segments that this process has mapped."""
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    return {int(line.split()[4]) for line in lines if "memfd:tandem-weights" in line}
 
 
 def test_a_new_trainer_frees_the_memory_of_the_one_before(socket_path: Path, peer: Peer) -> None:

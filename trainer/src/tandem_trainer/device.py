@@ -31,6 +31,8 @@ class CudaOnCpu(TorchFunctionMode):
             return func(*args).replace("torch.", "torch.cuda.", 1)
         if func is torch.Tensor.to:
             args = tuple(_on_cpu(argument) for argument in args)
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
         if "device" in kwargs:
             kwargs["device"] = _on_cpu(kwargs["device"])
         return func(*args, **kwargs)
@@ -40,6 +42,19 @@ def _on_cpu(argument: Any) -> Any:
     if isinstance(argument, (str, torch.device)) and "cuda" in str(argument):
         return torch.device("cpu")
     return argument
+
+
+def _with_plain_splits(all_to_all: Callable[..., Any]) -> Callable[..., Any]:
+    """Megatron makes lists of the splits on their way from the device, which a CPU's do not take."""
+
+    def call(group: Any, tensor: Any, output_splits: Any = None, input_splits: Any = None, **options: Any) -> Any:
+        return all_to_all(group, tensor, _plain(output_splits), _plain(input_splits), **options)
+
+    return call
+
+
+def _plain(splits: Any) -> Any:
+    return splits.tolist() if isinstance(splits, torch.Tensor) else splits
 
 
 def _uncompiled(model: Any = None, **_: Any) -> Any:
@@ -55,6 +70,12 @@ class _NoStream:
     def wait_stream(self, stream: object) -> None: ...
 
     def synchronize(self) -> None: ...
+
+    def record_event(self) -> "_NoStream":
+        return self
+
+
+_IN_ORDER = _NoStream()
 
 
 class Device:
@@ -111,9 +132,13 @@ def activate(local_rank: int) -> Iterator[Device]:
     torch.compile = _uncompiled
     torch.cuda.current_device = lambda: torch.device("cpu")
     torch.cuda.synchronize = lambda device=None: None
-    torch.cuda.current_stream = lambda device=None: _NoStream()
+    torch.cuda.current_stream = lambda device=None: _IN_ORDER
+    torch.cuda.stream = lambda stream: nullcontext()
     with CudaOnCpu():
         from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
+        from megatron.core.transformer.moe import token_dispatcher
 
+        token_dispatcher.MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = _IN_ORDER
+        token_dispatcher.all_to_all = _with_plain_splits(token_dispatcher.all_to_all)
         CudaRNGStatesTracker.fork = lambda self, name="": nullcontext()
         yield Device(torch.device("cpu"))

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from tandem_trainer import microbatch
 from tandem_trainer.batch import Batch
-from tandem_trainer.bridge import HAVE_TRANSFORMER_ENGINE
 from tandem_trainer.microbatch import Microbatch
 from tandem_trainer.objectives import Credit, Objective, Terms
 from tandem_trainer.parallel import from_last_stage
@@ -21,12 +20,13 @@ def share_of(batch: Batch, chosen: Tensor, objective: Objective, policy: Policy,
     """This data parallel rank's microbatches of the minibatch of the ``chosen`` samples [m]."""
     credit = objective.credit(batch.rewards[chosen], batch.groups[chosen], batch.tokens_in_loss()[chosen])
     shares = microbatch.plan(batch.lengths[chosen].tolist(), policy.layout.data, most_tokens)
-    multiple = policy.layout.tensor if HAVE_TRANSFORMER_ENGINE else 1
     built = []
     for indices in shares[parallel_state.get_data_parallel_rank()]:
         own = torch.tensor(indices, dtype=torch.int64)
         own_credit = Credit(credit.advantages[own], credit.weights[own])
-        built.append(microbatch.build(batch, chosen[own], own_credit, policy.device.torch_device, multiple))
+        built.append(
+            microbatch.build(batch, chosen[own], own_credit, policy.device.torch_device, policy.sequence_multiple)
+        )
     return built
 
 

@@ -20,15 +20,39 @@ class CollectiveFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the world is cut: ``tensor * pipeline * data`` ranks."""
+    """How the world is cut: ``tensor * pipeline * context * data`` ranks. Experts are dealt out over ``expert`` of the
+    ranks that a pipeline stage has, each whole.
+    """
 
     tensor: int = 1
     pipeline: int = 1
     data: int = 1
+    context: int = 1
+    expert: int = 1
 
     @property
     def world(self) -> int:
-        return self.tensor * self.pipeline * self.data
+        return self.tensor * self.pipeline * self.context * self.data
+
+    @classmethod
+    def of(cls, sizes: Parallelism, world: int) -> "Layout":
+        """How ``world`` ranks are cut into these sizes; what is left over is data parallel.
+
+        Raises:
+            UserError: they do not divide the number of ranks.
+        """
+        stage, left = divmod(world, sizes.pipeline)
+        if left or stage % (sizes.tensor * sizes.context):
+            message = (
+                f"tensor {sizes.tensor} x pipeline {sizes.pipeline} x context {sizes.context} does not divide "
+                f"the {world} ranks of the job"
+            )
+            raise UserError(Problem("spec.trainer.parallelism", message))
+        if stage % sizes.expert:
+            message = f"{sizes.expert} does not divide the {stage} ranks of a pipeline stage"
+            raise UserError(Problem("spec.trainer.parallelism.expert", message))
+        data = stage // (sizes.tensor * sizes.context)
+        return cls(sizes.tensor, sizes.pipeline, data, sizes.context, sizes.expert)
 
 
 def join(device: Device, sizes: Parallelism, seed: int, timeout: timedelta) -> Layout:
@@ -39,28 +63,29 @@ def join(device: Device, sizes: Parallelism, seed: int, timeout: timedelta) -> L
     Raises:
         UserError: these sizes do not divide the number of ranks, or cannot be served.
     """
-    for name in ("context", "expert"):
-        if getattr(sizes, name) != 1:
-            raise UserError(Problem(f"spec.trainer.parallelism.{name}", "must be 1: it is not supported yet"))
-    world, tensor, pipeline = int(os.environ["WORLD_SIZE"]), sizes.tensor, sizes.pipeline
-    if world % (tensor * pipeline):
-        message = f"tensor {tensor} x pipeline {pipeline} does not divide the {world} ranks of the job"
-        raise UserError(Problem("spec.trainer.parallelism", message))
-    layout = Layout(tensor, pipeline, world // (tensor * pipeline))
+    layout = Layout.of(sizes, int(os.environ["WORLD_SIZE"]))
     if dist.is_initialized():
         return layout
     dist.init_process_group(device.backend, timeout=timeout)
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=tensor,
-        pipeline_model_parallel_size=pipeline,
-        create_gloo_process_groups=False,
-        distributed_timeout_minutes=max(1, int(timeout.total_seconds() // 60)),
-    )
+    divide(layout, timeout)
     if device.accelerated:
         from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
         model_parallel_cuda_manual_seed(seed)
     return layout
+
+
+def divide(layout: Layout, timeout: timedelta) -> None:
+    """Cut the world into the groups of a layout."""
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        context_parallel_size=layout.context,
+        expert_model_parallel_size=layout.expert,
+        expert_tensor_parallel_size=1,
+        create_gloo_process_groups=False,
+        distributed_timeout_minutes=max(1, int(timeout.total_seconds() // 60)),
+    )
 
 
 def leave() -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from tandem_api.spec.hybrid import Optimizer
+from tandem_trainer import context as context_parallel
 from tandem_trainer.bridge import WeightSource, build_bridge, build_stage
 from tandem_trainer.device import Device
 from tandem_trainer.megatron_fixes import give_state, parts
@@ -51,7 +52,7 @@ class Policy:
         self.layout = layout
         self.device = device
         self.temperature = temperature
-        self._bridge = build_bridge(hf_config, dtype, layout.tensor)
+        self._bridge = build_bridge(hf_config, dtype, layout)
         self._bridge.config.finalize_model_grads_func = _finalize
         self.module = build_stage(self._bridge)
         self.chunks = [_with_ddp(self.module, dtype)]
@@ -91,6 +92,12 @@ class Policy:
         """Parameters on this rank."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
+    @property
+    def sequence_multiple(self) -> int:
+        """What must divide the padded length of a sequence, since ranks share it."""
+        shared = self.layout.tensor if self._bridge.config.sequence_parallel else 1
+        return shared * (2 * self.layout.context if self.layout.context > 1 else 1)
+
     def full_weights(self) -> FullWeights:
         """The weights under Hugging Face names, gathered while iterating."""
         self._full_weights = self._full_weights or FullWeights(self._bridge, self.module)
@@ -104,7 +111,9 @@ class Policy:
             found.extend(log_probs[0].tolist())
             return log_probs.sum(), {}
 
-        self.run([probe(tokens, self.device.torch_device)], keep, forward_only=True, temperature=1.0)
+        self.run(
+            [probe(tokens, self.device.torch_device, self.sequence_multiple)], keep, forward_only=True, temperature=1.0
+        )
         return tuple(from_last_stage(found)[: len(tokens) - 1])
 
     def run(
@@ -150,9 +159,13 @@ class Policy:
         self, loss: Loss, temperature: float, data: Iterator[Microbatch], model: Any
     ) -> tuple[Tensor, Callable[..., Any]]:
         microbatch = next(data)
+        inputs, positions = microbatch.inputs, microbatch.positions
+        if self.layout.context > 1:
+            own = context_parallel.own_columns(inputs.shape[1], inputs.device)
+            inputs, positions = inputs[:, own], positions[:, own]
         output = model(
-            microbatch.inputs,
-            microbatch.positions,
+            inputs,
+            positions,
             None,
             output_processor=partial(self._log_probs, temperature),
             output_processor_context=microbatch,
@@ -171,16 +184,14 @@ class Policy:
         hidden_states: Tensor,
         output_layer: Any,
         output_weight: Tensor | None,
-        context: Microbatch,
+        context: Microbatch,  # Megatron's name for output_processor_context
         **_: Any,
     ) -> Tensor:
         """Log-probs of the targets, float32 [b, s]; zero where the microbatch scores nothing.
 
         Only scored positions go through the output layer: logits of prompts and padding are never made.
         """
-        shape = context.inputs.shape
-        scored = context.scored
-        targets = context.targets.flatten()
+        shape, scored, targets = _own_targets(context)
         if output_layer.sequence_parallel:
             logits, _ = output_layer(hidden_states, weight=output_weight)
             logits = logits.transpose(0, 1).flatten(0, 1)[scored, None]
@@ -190,9 +201,10 @@ class Policy:
         logits = self._without_padding(logits)
         if temperature != 1.0:
             logits = logits / temperature
-        log_probs = -vocab_parallel_cross_entropy(logits, targets[scored, None])
-        dense = torch.zeros(targets.shape, dtype=torch.float32, device=log_probs.device)
-        return dense.index_put((scored,), log_probs.squeeze(1).float()).view(shape)
+        log_probs = -vocab_parallel_cross_entropy(logits, targets[:, None])
+        dense = torch.zeros(shape.numel(), dtype=torch.float32, device=log_probs.device)
+        dense = dense.index_put((scored,), log_probs.squeeze(1).float()).view(shape)
+        return context_parallel.whole_for_all(dense, 1) if self.layout.context > 1 else dense
 
     def _without_padding(self, logits: Tensor) -> Tensor:
         """Take the rows that pad the vocabulary out of the softmax."""
@@ -203,6 +215,21 @@ class Policy:
             return logits
         padding = torch.arange(size, device=logits.device) >= real
         return logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+
+
+def _own_targets(microbatch: Microbatch) -> tuple[torch.Size, Tensor, Tensor]:
+    """Of the part of the sequences that this rank holds: its shape [b, s], the flat indices [m] of what is scored in
+    it (at least one), and their targets [m].
+    """
+    targets, scored = microbatch.targets, microbatch.scored
+    if context_parallel.size() > 1:
+        wanted = torch.zeros(targets.numel(), dtype=torch.bool, device=targets.device)
+        wanted[scored] = True
+        own = context_parallel.own_columns(targets.shape[1], targets.device)
+        scored = wanted.view(targets.shape)[:, own].flatten().nonzero().squeeze(1)
+        scored = scored if len(scored) else torch.zeros(1, dtype=torch.int64, device=targets.device)
+        targets = targets[:, own]
+    return targets.shape, scored, targets.flatten()[scored]
 
 
 def _with_ddp(module: Any, dtype: torch.dtype) -> Any:

@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from tandem_trainer.bridge import expert_name, is_expert
+
 SHARD_BYTES = 4 << 30
 _KEPT_FILES = ("tokenizer*", "*.jinja", "vocab*", "merges.txt", "special_tokens_map.json", "generation_config.json")
 
@@ -29,9 +31,15 @@ class SeededWeights:
     def __init__(self, hf_config: PretrainedConfig, seed: int) -> None:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(hf_config)
-        self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for name, tensor in model.state_dict().items():
+            self._shapes |= _checkpoint_shapes(name, tuple(tensor.shape))
         self._std = getattr(hf_config, "initializer_range", 0.02)
         self._seed = seed
+
+    def names(self) -> list[str]:
+        """Of all tensors, a tied output layer's among them."""
+        return list(self._shapes)
 
     def load_one_hf_weight(self, name: str) -> Tensor:
         """Draw this tensor, in float32."""
@@ -43,6 +51,20 @@ class SeededWeights:
         own_seed = hashlib.blake2b(f"{self._seed}:{name}".encode(), digest_size=7).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(own_seed))
         return torch.randn(shape, generator=generator) * self._std
+
+
+def _checkpoint_shapes(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a checkpoint of a parameter of transformers, which keeps a layer's experts in one."""
+    path, _, leaf = name.rpartition(".experts.")
+    if leaf == "gate_up_proj":
+        experts, rows, columns = shape
+        parts: dict[str, tuple[int, ...]] = {"gate_proj": (rows // 2, columns), "up_proj": (rows // 2, columns)}
+    elif leaf == "down_proj":
+        experts, *rest = shape
+        parts = {leaf: tuple(rest)}
+    else:
+        return {name: shape}
+    return {f"{path}.experts.{n}.{part}.weight": size for n in range(experts) for part, size in parts.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +80,7 @@ class _Shard:
 
 
 class FullWeights:
-    """Full tensors under Hugging Face names, gathered from all tensor and pipeline ranks.
+    """Full tensors under Hugging Face names, gathered from all tensor, pipeline and expert parallel ranks.
 
     Iterating is collective over the world and yields the same names in the same order on every rank; each tensor is
     the caller's until it asks for the next one. What lies where is asked once, not for every tensor, as mbridge does.
@@ -71,7 +93,7 @@ class FullWeights:
 
     def _survey(self, model: torch.nn.Module) -> list[_Shard]:
         stage = parallel_state.get_pipeline_model_parallel_rank()
-        names = self._bridge._weight_name_mapping_mcore_local_to_global(model)
+        names = self._bridge._weight_name_mapping_mcore_local_to_global(model, consider_ep=False)
         own = [
             _Shard(
                 stage,
@@ -94,8 +116,13 @@ class FullWeights:
     @torch.no_grad()
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for shard in self._shards:
-            tensor = self._across_tensor_ranks(shard, self._across_stages(shard))
-            yield from zip(*self._bridge._weight_to_hf_format(shard.name, tensor), strict=True)
+            tensor = self._across_stages(shard)
+            if is_expert(shard.name):
+                whole = self._across_expert_ranks(shard, tensor)
+            else:
+                whole = {shard.name: self._across_tensor_ranks(shard, tensor)}
+            for name, weight in whole.items():
+                yield from zip(*self._bridge._weight_to_hf_format(name, weight), strict=True)
 
     def _across_stages(self, shard: _Shard) -> Tensor:
         group = parallel_state.get_pipeline_model_parallel_group()
@@ -108,6 +135,16 @@ class FullWeights:
         if group.size() > 1:
             dist.broadcast(tensor, src=dist.get_global_rank(group, shard.stage), group=group)
         return tensor
+
+    def _across_expert_ranks(self, shard: _Shard, tensor: Tensor) -> dict[str, Tensor]:
+        """The experts that have this one's place on each rank, by their names; each is whole on its rank."""
+        group = parallel_state.get_expert_model_parallel_group()
+        if group.size() == 1:
+            return {shard.name: tensor}
+        parts = [torch.empty_like(tensor) for _ in range(group.size())]
+        dist.all_gather(parts, tensor.contiguous(), group=group)
+        local = self._bridge.local_experts
+        return {expert_name(shard.name, rank * local): part for rank, part in enumerate(parts)}
 
     def _across_tensor_ranks(self, shard: _Shard, tensor: Tensor) -> Tensor:
         group = parallel_state.get_tensor_model_parallel_group()

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever the trainer's layout, the engines get the weights of one rank, and all agree on them."""
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from engine_fixture import Engine, reference_logprobs, running_engine
+from safetensors.torch import load_file, save_file
+from trainer_layouts import CASES, MODELS, PROBE, RANKS, SEED, Case, Outcome, run, write_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+TOLERANCE = 1e-4
+BY_NAME = pytest.mark.parametrize("case", CASES, ids=str)
+WITH_ENGINE = [Case("tied", tensor=2, pipeline=2), Case("tied", tensor=4), Case("tied", tensor=2, context=2)]
+WITH_EXPERTS = [Case("shared experts", expert=4), Case("shared experts", tensor=2, expert=2)]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("layouts")
+
+
+@pytest.fixture(scope="module")
+def outcomes(directory: Path) -> dict[str, Outcome]:
+    return run(directory, CASES)
+
+
+@cache
+def reference(directory: Path, model: str) -> torch.nn.Module:
+    """The model in transformers, with the weights that the trainer was given."""
+    from tandem_trainer.weights import SeededWeights
+
+    place = write_model(directory / f"reference {model}", model)
+    config = AutoConfig.from_pretrained(place)
+    seeded = SeededWeights(config, SEED)
+    tied = config.tie_word_embeddings
+    names = [name for name in seeded.names() if not (tied and name == "lm_head.weight")]
+    save_file({name: seeded.load_one_hf_weight(name) for name in names}, place / "model.safetensors")
+    return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
+
+
+def probe_log_probs(model: torch.nn.Module) -> torch.Tensor:
+    """float32 [len(PROBE) - 1]."""
+    logits = model(torch.tensor([PROBE])).logits[0, :-1].log_softmax(-1)
+    return logits.gather(-1, torch.tensor(PROBE[1:])[:, None]).squeeze(-1)
+
+
+def test_the_matrix_is_large_enough() -> None:
+    assert len({str(case) for case in CASES}) == len(CASES) >= 20
+
+
+@BY_NAME
+def test_the_trainer_computes_what_one_rank_of_transformers_does(
+    outcomes: dict[str, Outcome], directory: Path, case: Case
+) -> None:
+    model = reference(directory, case.model)
+    log_probs = probe_log_probs(model)
+    torch.testing.assert_close(torch.tensor(outcomes[str(case)].log_probs), log_probs, atol=TOLERANCE, rtol=0)
+    model.zero_grad()
+    log_probs.sum().backward()
+    squares = [parameter.grad.square().sum() for parameter in model.parameters() if parameter.grad is not None]
+    norm = float(torch.stack(squares).sum().sqrt())
+    assert outcomes[str(case)].gradient_norm == pytest.approx(norm, rel=TOLERANCE)
+
+
+@BY_NAME
+def test_the_weights_arrive_bit_for_bit_under_their_names(
+    outcomes: dict[str, Outcome], directory: Path, case: Case
+) -> None:
+    reference(directory, case.model)
+    given = load_file(directory / f"reference {case.model}" / "model.safetensors")
+    arrived = load_file(outcomes[str(case)].weights)
+    assert arrived.keys() == given.keys()
+    assert [name for name in given if not torch.equal(arrived[name], given[name])] == []
+
+
+def test_all_ranks_and_all_layouts_of_a_model_agree_on_the_digest(outcomes: dict[str, Outcome]) -> None:
+    digests: dict[str, set[str]] = {}
+    for case in CASES:
+        assert len(outcomes[str(case)].digests) == RANKS
+        digests.setdefault(case.model, set()).update(outcomes[str(case)].digests)
+    assert {model: len(found) for model, found in digests.items()} == dict.fromkeys(MODELS, 1)
+
+
+def assert_engine_computes(engine: Engine, outcome: Outcome, model: torch.nn.Module, version: int) -> None:
+    """After a handoff of what came of a layout."""
+    manifest = engine.hand_over(version, list(load_file(outcome.weights).items()), bucket_bytes=2**15)
+    answer = engine.generate(list(PROBE), 24)
+    assert answer.versions == [str(version)] * 24
+    expected = reference_logprobs(model, list(PROBE), answer.tokens)
+    torch.testing.assert_close(answer.logprobs, expected, atol=TOLERANCE, rtol=0)
+    assert engine.report()["digest"] == manifest.digest
+
+
+@pytest.mark.parametrize("case", WITH_ENGINE, ids=str)
+def test_the_engine_computes_with_the_weights_of_a_layout(
+    engine: Engine, outcomes: dict[str, Outcome], directory: Path, case: Case
+) -> None:
+    version = 7000 + WITH_ENGINE.index(case)
+    assert_engine_computes(engine, outcomes[str(case)], reference(directory, case.model), version)
+
+
+@pytest.fixture(scope="module")
+def engine_with_experts() -> Iterator[Engine]:
+    with running_engine(**MODELS["shared experts"]) as started:
+        started.wait()
+        yield started
+
+
+def test_an_engine_with_experts_computes_with_the_weights_of_a_layout(
+    engine_with_experts: Engine, outcomes: dict[str, Outcome], directory: Path
+) -> None:
+    for version, case in enumerate(WITH_EXPERTS, 1):
+        model = reference(directory, case.model)
+        assert_engine_computes(engine_with_experts, outcomes[str(case)], model, version)
