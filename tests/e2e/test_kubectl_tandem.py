@@ -287,31 +287,6 @@ def test_top_shows_each_pods_utilisation_as_the_timeline_has_it(played: str) -> 
     assert {shown[name][-1] for name in ("hybrid-0", "hybrid-1")} == {"7"}
 
 
-def content(page: Path) -> list[dict[str, Any]]:
-    found = re.search(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', page.read_text(), re.DOTALL)
-    assert found is not None
-    parsed: list[dict[str, Any]] = json.loads(found[1])
-    return parsed
-
-
-def test_the_report_is_written_of_a_job_that_runs_and_of_one_whose_orchestrator_has_ended(
-    played: str, tmp_path: Path
-) -> None:
-    assert tandem("report", "sums", "-n", played, cwd=tmp_path).strip() == "sums.html"
-    (running,) = content(tmp_path / "sums.html")
-    assert running["metrics"] == METRICS
-    assert len(running["timeline"]) == len(TIMELINE.read_text().splitlines())
-
-    suspend = json.dumps({"spec": {"suspend": True}})
-    kubectl("patch", "job", "sums-orchestrator", "-n", played, "--type=merge", "-p", suspend)
-    of_it = ("-n", played, "-l", "app.kubernetes.io/component=orchestrator", "-o", "name")
-    until(lambda: not kubectl("get", "pods", *of_it).strip(), "the orchestrator's end")
-    tandem("report", "sums", "-n", played, "--compare", f"{played}/sums", "--out", str(tmp_path / "ended.html"))
-    assert [run["timeline"] for run in content(tmp_path / "ended.html")] == [running["timeline"]] * 2
-    until(lambda: "report" not in kubectl("get", "pods", "-n", played, "-o", "name"), "the end of the reading pod")
-    assert "its orchestrator does not run" in tandem("top", "sums", "-n", played)
-
-
 # -- what is not there, and not allowed --------------------------------------------------------------------------------
 
 
@@ -339,6 +314,8 @@ def test_a_viewer_sees_jobs_and_their_logs_and_is_told_which_right_steering_take
     assert "Rollout" in tandem("status", "-n", played, kubeconfig=viewer)
     assert "step 1 of 8" in tandem("logs", "sums", "-n", played, "-c", "trainer", kubeconfig=viewer)
     assert "is progressing" in tandem("explain", "sums", "-n", played, kubeconfig=viewer)
+    assert "forbidden: you may not create pods/exec" in tandem("top", "sums", "-n", played, kubeconfig=viewer)
+    assert f"you may not create pods/exec in namespace {played}" in refused("report")
     assert f"you may not patch rljobs.tandem-rl.dev in namespace {played}" in refused("suspend")
     assert "you may not list rljobs.tandem-rl.dev in all namespaces" in tandem(
         "status", "-A", status=2, kubeconfig=viewer
@@ -347,6 +324,31 @@ def test_a_viewer_sees_jobs_and_their_logs_and_is_told_which_right_steering_take
 
 def test_a_wrong_name_is_answered_with_the_names_that_there_are(played: str) -> None:
     assert f"namespace {played} has no RLJob sum; there are sums" in tandem("status", "sum", "-n", played, status=2)
+
+
+def content(page: Path) -> list[dict[str, Any]]:
+    found = re.search(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', page.read_text(), re.DOTALL)
+    assert found is not None
+    parsed: list[dict[str, Any]] = json.loads(found[1])
+    return parsed
+
+
+def test_the_report_is_written_of_a_job_that_runs_and_of_one_whose_orchestrator_has_ended(
+    played: str, tmp_path: Path
+) -> None:
+    assert tandem("report", "sums", "-n", played, cwd=tmp_path).strip() == "sums.html"
+    (running,) = content(tmp_path / "sums.html")
+    assert running["metrics"] == METRICS
+    assert len(running["timeline"]) == len(TIMELINE.read_text().splitlines())
+
+    suspend = json.dumps({"spec": {"suspend": True}})
+    kubectl("patch", "job", "sums-orchestrator", "-n", played, "--type=merge", "-p", suspend)
+    of_it = ("-n", played, "-l", "app.kubernetes.io/component=orchestrator", "-o", "name")
+    until(lambda: not kubectl("get", "pods", *of_it).strip(), "the orchestrator's end")
+    tandem("report", "sums", "-n", played, "--compare", f"{played}/sums", "--out", str(tmp_path / "ended.html"))
+    assert [run["timeline"] for run in content(tmp_path / "ended.html")] == [running["timeline"]] * 2
+    until(lambda: "report" not in kubectl("get", "pods", "-n", played, "-o", "name"), "the end of the reading pod")
+    assert "its orchestrator does not run" in tandem("top", "sums", "-n", played)
 
 
 def test_without_a_cluster_the_answer_says_which_one_was_asked(tmp_path: Path) -> None:

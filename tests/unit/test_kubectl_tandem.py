@@ -46,6 +46,11 @@ def test_a_job_of_a_newer_operator_can_still_be_read() -> None:
     assert Job.of(raw).status.phase == "Train"
 
 
+def test_a_status_that_cannot_be_read_names_the_field_and_the_way_out() -> None:
+    with pytest.raises(ClusterError, match=r"status\.buffer\.moved of RLJob sums .* install the plugin"):
+        Job.of(manifest() | {"status": {"buffer": {"moved": 1}}})
+
+
 def test_the_table_has_a_line_a_job_with_what_is_in_its_way() -> None:
     told = {"type": "Scheduled", "status": "False", "reason": "Unschedulable", "message": "No node fits."}
     stuck = job(conditions=[told | {"lastTransitionTime": rfc3339(NOW - 100)}])

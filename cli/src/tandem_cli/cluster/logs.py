@@ -5,7 +5,6 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from heapq import merge
 
@@ -15,8 +14,6 @@ from tandem_cli.cluster.objects import HYBRID, Cluster, Job, Pod
 
 LOOK_SECONDS = 2.0
 """How often a followed job is asked for pods and containers that are new."""
-
-_AT_A_TIME = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +58,8 @@ def _label(job: Job, pod: Pod, container: str, several: bool) -> str:
 
 
 def past(cluster: Cluster, job: Job, chosen: Sequence[Source], selection: Selection) -> Iterator[Line]:
-    """What the logs hold, in the order in which it was written."""
-
-    def whole(source: Source) -> list[Line]:
-        return list(_lines(cluster, job, source, selection.query()))
-
-    with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        yield from interleaved(list(pool.map(whole, chosen)))
+    """What the logs hold, in the order in which it was written. They are read as they are merged, not kept."""
+    return interleaved(_lines(cluster, job, source, selection.query()) for source in chosen)
 
 
 def interleaved(logs: Iterable[Iterable[Line]]) -> Iterator[Line]:

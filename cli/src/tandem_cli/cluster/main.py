@@ -102,14 +102,14 @@ def top(cluster: "Cluster", name: str | None, everywhere: bool) -> None:
     Shares of the time held, as docs/utilisation.md defines it: what the orchestrator has booked of each pod up to the
     last phase but one. NOW and REQUESTS are what each pod's sidecar says.
     """
-    from tandem_cli.cluster.top import page, usage
+    from tandem_cli.cluster.top import page, usages
 
     found = [cluster.job(name)] if name else cluster.jobs(None if everywhere else cluster.namespace)
     jobs = [job for job in found if name or job.ended is None]
     if not jobs:
         click.echo("No job is running." if everywhere else f"No job is running in namespace {cluster.namespace}.")
         return
-    click.echo(page([usage(cluster, job) for job in jobs], everywhere))
+    click.echo(page(usages(cluster, jobs), everywhere))
 
 
 @app.command()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pydantic import ValidationError
+
 from tandem_api import API_VERSION
 from tandem_api.status import Condition, ConditionType, RLJobStatus
 from tandem_cli.cluster.connection import MERGE, Connection, Query, Request
@@ -36,7 +38,14 @@ class Job:
     def of(raw: dict[str, Any]) -> "Job":
         metadata = raw["metadata"]
         known = {name: value for name, value in raw.get("status", {}).items() if name in _STATUS_FIELDS}
-        status = RLJobStatus.model_validate(known)
+        try:
+            status = RLJobStatus.model_validate(known)
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise ClusterError(
+                f"status.{where} of RLJob {metadata['name']} is of another version of Tandem than this plugin: install "
+                "the plugin of the operator's version"
+            ) from error
         return Job(metadata["namespace"], metadata["name"], metadata, raw["spec"], status)
 
     @property

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``kubectl tandem top``: what jobs' accelerators are held for (docs/utilisation.md)."""
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -37,6 +38,12 @@ class Usage:
     seconds: Mapping[int, Mapping[Use, float]] = field(default_factory=dict)
     members: Mapping[int, Member] = field(default_factory=dict)
     why_not: str = ""
+
+
+def usages(cluster: Cluster, jobs: Sequence[Job]) -> list[Usage]:
+    """The usage of each job, several asked at a time."""
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        return list(pool.map(functools.partial(usage, cluster), jobs))
 
 
 def usage(cluster: Cluster, job: Job) -> Usage:
