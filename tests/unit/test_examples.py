@@ -71,10 +71,8 @@ def test_pods_and_ranks_are_as_many_as_the_example_says(job: RLJobObject, object
 
     assert hybrid["completions"] == hybrid["parallelism"] == layout.pods
     assert (claim["spec"]["spec"]["devices"]["requests"][0]["exactly"]["count"] if claim else 0) == layout.devices
-    assert job.spec.world == layout.copies * sizes.tensor * sizes.pipeline
+    assert job.spec.world == layout.copies * sizes.tensor * sizes.pipeline * sizes.context
     assert job.spec.engine.tensor_parallel == layout.engine
-    # Neither is there yet in the trainer, though the schema has room for them.
-    assert sizes.context == sizes.expert == 1
 
 
 def test_no_device_idles_while_the_engine_rolls_out(job: RLJobObject) -> None:
