@@ -117,6 +117,20 @@ def test_a_phase_that_failed_ends_its_trace_with_the_reason(
     assert train.error == root.error == "member 1 was lost during Train"
 
 
+def test_sampling_keeps_or_drops_whole_traces(
+    receiver: Receiver, phases: list[Lines], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(collected(JOB, tmp_path), phases)
+    whole = {(span.trace, span.id) for span in receiver.spans}
+    receiver.spans.clear()
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.5")
+    send(collected(JOB, tmp_path), phases)
+    kept = {span.trace for span in receiver.spans}
+    assert 0 < len(kept) < len({trace for trace, _ in whole})
+    assert {(span.trace, span.id) for span in receiver.spans} == {span for span in whole if span[0] in kept}
+
+
 def test_spans_say_which_job_they_are_of(receiver: Receiver, phases: list[Lines], tmp_path: Path) -> None:
     send(collected(JOB, tmp_path), phases[:1])
     told = receiver.spans[0].resource
