@@ -45,6 +45,11 @@ def application(run: Run, token: str) -> web.Application:
     return app
 
 
+def server(run: Run, token: str) -> web.AppRunner:
+    """What serves the API. Bodies are taken as they come: nobody sends compressed ones, which could be bombs."""
+    return web.AppRunner(application(run, token), access_log=None, auto_decompress=False)
+
+
 def _authorised(token: str) -> Middleware:
     wanted = f"Bearer {token}".encode()
 

@@ -18,7 +18,7 @@ from tandem_api.exposition import registry, served
 from tandem_api.logs import configure
 from tandem_api.messages.phases import PhaseName, PhaseRecord
 from tandem_orchestrator.driver import Driver
-from tandem_orchestrator.http import application
+from tandem_orchestrator.http import server
 from tandem_orchestrator.metrics import RunMetrics
 from tandem_orchestrator.run import Run
 from tandem_phases.store import Store
@@ -42,12 +42,13 @@ async def orchestrator(env: Environment) -> PhaseRecord | None:
         metrics = RunMetrics(job.spec, env.path(names.STATE_DIR), collected)
         stack.enter_context(served(env.text(names.POD_IP), collected))
         stack.push_async_callback(run.stop)
-        runner = web.AppRunner(application(run, secrets.token), access_log=None)
+        runner = server(run, secrets.token)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.TCPSite(runner, env.text(names.POD_IP), names.ORCHESTRATOR_PORT).start()
+        credentials = secrets.etcd_username, secrets.etcd_password
         store = await stack.enter_async_context(
-            Store(env.etcd_endpoints(), secrets.etcd_username, secrets.etcd_password)
+            Store(env.etcd_endpoints(), *credentials, authorities=env.etcd_authorities())
         )
         identity = f"{env.text(names.POD_NAME)}/{uuid.uuid4().hex}"
         traces = await traced(job, env, stack)
