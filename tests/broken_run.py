@@ -4,6 +4,7 @@
 import asyncio
 import hashlib
 import json
+import os
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 from faults import Breaker, Fault, Recovery, endpoint_of
-from running import eventually, finish, manifest, start
+from running import ROOT, eventually, finish, manifest, start
 
 from tandem_api.keys import JobKeys
 from tandem_phases.mirror import Mirror
@@ -22,6 +23,9 @@ from tandem_phases.store import Store
 
 START_SECONDS = 300.0
 RUN_SECONDS = 600.0
+RECORD = Path(os.environ.get("TANDEM_RECOVERIES", ROOT / "build" / "recoveries.jsonl"))
+"""Where tests leave how long recoveries took."""
+
 SMALL: Mapping[str, Any] = {
     "spec.rollout.promptsPerIteration": 16,
     "spec.rollout.samplesPerPrompt": 8,
@@ -103,12 +107,19 @@ class BrokenRun:
                 ends[trajectory] = offset + len(np.frombuffer(tokens, np.int32))
         return found
 
-    def record(self, path: Path) -> None:
-        """Add the recoveries to a file of JSON lines, from which docs/reliability.md is made."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            for recovery in self.recoveries:
-                file.write(json.dumps(asdict(recovery)) + "\n")
+    def recovered(self, recovery: Recovery) -> None:
+        """Note a recovery, here and in a file of JSON lines from which docs/reliability.md is made.
+
+        ``engineSeconds``: what of ``seconds`` was the start of an engine.
+        """
+        self.recoveries.append(recovery)
+        RECORD.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.loads(line) for line in (self.out / "timeline.jsonl").read_text().splitlines()]
+        starts = [step for line in lines for step in line.get("steps", ()) if step["name"] == "engineStart"]
+        begin, end = recovery.at, recovery.at + recovery.seconds
+        within = [step["seconds"] for step in starts if begin <= step["start"] <= end]
+        with RECORD.open("a") as file:
+            file.write(json.dumps(asdict(recovery) | {"engineSeconds": sum(within)}) + "\n")
 
 
 def broken_run(directory: Path, faults: Sequence[Fault], changes: Mapping[str, Any]) -> BrokenRun:
@@ -147,7 +158,7 @@ async def _inflict(run: BrokenRun, endpoint: str, faults: Sequence[Fault]) -> No
         for fault in faults:
             recovery = await breaker.inflict(fault, START_SECONDS, before=look)
             print(f"{fault}: hit {recovery.hit}, {recovery.seconds:.1f} s, {recovery.reason}", flush=True)
-            run.recoveries.append(recovery)
+            run.recovered(recovery)
             look()
         await mirror.until(lambda entries: True if breaker.over(entries) else None, RUN_SECONDS)
     look()

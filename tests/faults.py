@@ -40,7 +40,7 @@ class Kind(StrEnum):
 class Fault:
     """``kind`` happens to pod ``index``, ``after`` seconds into the next ``phase`` that begins.
 
-    ``seconds``: how long a stopped process stays stopped.
+    ``seconds``: how long a stopped process stays stopped. A Recover is brought about by revoking the pod's lease.
     """
 
     kind: Kind
@@ -57,12 +57,13 @@ class Fault:
 class Recovery:
     """What came of a fault. ``hit``: the phase that was current right after it; ``reason``: why the job recovered.
 
-    ``seconds`` from the fault until the job works again: it is past Recover in a new world where it needed one, has a
-    new leader, or etcd takes writes again. ``new_world`` tells the first apart.
+    ``seconds`` from ``at`` (Unix seconds) until the job works again: past Recover in a new world, in the next Rollout
+    if it needed no new one, under a new leader, or in the next phase where only etcd was away.
     """
 
     fault: Fault
     hit: PhaseName
+    at: float
     seconds: float
     new_world: bool
     reason: str | None
@@ -81,6 +82,7 @@ class Breaker:
         self._mirror = mirror
         self._keys = keys
         self._reasons: dict[int, str | None] = {}
+        self._rollout_began: float | None = None
 
     async def inflict(self, fault: Fault, patience: float, before: Callable[[], None] = lambda: None) -> Recovery:
         """Wait for the fault's phase to begin, do it, and wait until the job has recovered.
@@ -90,18 +92,21 @@ class Breaker:
         Raises:
             TimeoutError: the phase did not begin, or the job did not recover.
         """
+        if fault.phase is PhaseName.RECOVER:
+            await self._revoke(self._keys.member(fault.index))
         record = await self._next(fault.phase, patience)
         await asyncio.sleep(fault.after)
         before()
+        self._rollout_began = None
         leader = self._mirror.entries.get(self._keys.leader)
-        started = time.time()
+        at = time.time()
         await self._do(fault)
         hit = await self._phase()
-        await asyncio.wait_for(self._recovered(fault, record, leader), patience)
-        seconds = time.time() - started
+        ended = await asyncio.wait_for(self._recovered(fault, record, leader), patience)
         now = await self._phase()
         new = now.world > record.world
-        return Recovery(fault, hit.name, seconds, new, self._reasons.get(now.world) if new else None)
+        reason = self._reasons.get(now.world) if new else None
+        return Recovery(fault, hit.name, at, ended - at, new, reason)
 
     async def _next(self, name: PhaseName, patience: float) -> PhaseRecord:
         """The record of the next phase of this name that begins from now on."""
@@ -119,32 +124,37 @@ class Breaker:
         found = await self._mirror.until(lambda entries: current(entries, self._keys))
         return found.record
 
-    async def _recovered(self, fault: Fault, before: PhaseRecord, leader: Entry | None) -> None:
+    async def _recovered(self, fault: Fault, before: PhaseRecord, leader: Entry | None) -> float:
+        """When the job worked again, in Unix seconds."""
         if fault.kind is Kind.ETCD_KILLED:
-            await self._mirror.until(lambda entries: self._moved(entries, before))
-        elif fault.kind in (Kind.ORCHESTRATOR_KILLED, Kind.LEADERSHIP_LOST):
+            return await self._mirror.until(lambda entries: self._moved(entries, before))
+        if fault.kind in (Kind.ORCHESTRATOR_KILLED, Kind.LEADERSHIP_LOST):
             assert leader is not None
-            await self._mirror.until(lambda entries: self._led_anew(entries, leader))
-        else:
-            await self._mirror.until(lambda entries: self._new_world(entries, before))
+            return await self._mirror.until(lambda entries: self._led_anew(entries, leader))
+        return await self._mirror.until(lambda entries: self._works(entries, before))
 
-    def _moved(self, entries: Mapping[str, Entry], before: PhaseRecord) -> bool | None:
+    def _moved(self, entries: Mapping[str, Entry], before: PhaseRecord) -> float | None:
         found = current(entries, self._keys)
-        return True if found is not None and found.record.epoch > before.epoch else None
+        return found.record.started if found is not None and found.record.epoch > before.epoch else None
 
-    def _led_anew(self, entries: Mapping[str, Entry], before: Entry) -> bool | None:
+    def _led_anew(self, entries: Mapping[str, Entry], before: Entry) -> float | None:
         found = entries.get(self._keys.leader)
-        return True if found is not None and found.created != before.created else None
+        return time.time() if found is not None and found.created != before.created else None
 
-    def _new_world(self, entries: Mapping[str, Entry], before: PhaseRecord) -> bool | None:
+    def _works(self, entries: Mapping[str, Entry], before: PhaseRecord) -> float | None:
         found = current(entries, self._keys)
-        if found is None or found.record.world <= before.world:
+        if found is None or found.record.epoch <= before.epoch:
             return None
         record = found.record
         if record.name in (PhaseName.RECOVER, PhaseName.FAILED):
             self._reasons[record.world] = record.reason
         assert record.name is not PhaseName.FAILED, record.reason
-        return None if record.name is PhaseName.RECOVER else True
+        if record.world > before.world:
+            return None if record.name is PhaseName.RECOVER else record.started
+        if record.name is PhaseName.ROLLOUT:
+            self._rollout_began = record.started
+        # Only a Rollout that was seen to its end shows that nothing is broken any more.
+        return self._rollout_began if record.name in (PhaseName.RELEASE, PhaseName.SUCCEEDED) else None
 
     def over(self, entries: Mapping[str, Entry]) -> bool:
         """Whether the run has come to its end."""

@@ -7,6 +7,9 @@ import sys
 from tandem_api import environment as names
 from tandem_api.environment import Environment
 
+_NO_SHARED_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Ranks that are started anew would share the store of those before them and connect to the dead (pytorch#135712)."""
+
 
 def torchrun_arguments(env: Environment, extra: list[str]) -> list[str]:
     """torchrun's command line for this pod; ``extra`` options of torchrun come last and win.
@@ -36,6 +39,7 @@ def torchrun_arguments(env: Environment, extra: list[str]) -> list[str]:
 
 
 def main() -> None:
+    os.environ[_NO_SHARED_STORE] = "1"
     command = [sys.executable, "-m", "torch.distributed.run", *torchrun_arguments(Environment(), sys.argv[1:])]
     os.execv(command[0], command)
 

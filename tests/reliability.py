@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes docs/reliability.md from what the recovery tests measured: ``python tests/reliability.py [FILE]``."""
+
+import json
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "reliability.md"
+MEASURED = ROOT / "build" / "recoveries.jsonl"
+PHASES = ("Start", "Rollout", "Release", "Train", "Handoff", "Recover")
+BEGIN, END = "<!-- measured -->\n", "<!-- end -->\n"
+
+
+def table(recoveries: Iterable[dict[str, Any]]) -> str:
+    """A row for each kind of fault and whether an engine had to be started."""
+    rows: dict[tuple[str, bool], list[dict[str, Any]]] = defaultdict(list)
+    for recovery in recoveries:
+        rows[recovery["fault"]["kind"], recovery["engineSeconds"] > 0].append(recovery)
+    lines = [
+        "| Fault | in | tried | new world | until the job works, median (longest) | of which an engine's start |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (kind, engine), found in sorted(rows.items()):
+        seconds = [recovery["seconds"] for recovery in found]
+        phases = ", ".join(phase for phase in PHASES if any(r["fault"]["phase"] == phase for r in found))
+        worlds = sum(recovery["new_world"] for recovery in found)
+        starts = f"{statistics.median(r['engineSeconds'] for r in found):.1f} s" if engine else "none"
+        lines.append(
+            f"| {kind} | {phases} | {len(found)} | {worlds} | "
+            f"{statistics.median(seconds):.1f} s ({max(seconds):.1f} s) | {starts} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(measured: Path) -> None:
+    recoveries = [json.loads(line) for line in measured.read_text().splitlines()]
+    page = PAGE.read_text()
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(before + BEGIN + table(recoveries) + END + after)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else MEASURED)
