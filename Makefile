@@ -113,6 +113,10 @@ bench-buffer: setup  ## The replay buffer: durable appends, leases, opening
 bench-learning: setup  ## The demo's accuracy before and after reinforcement learning, for three seeds
 	@$(PY)/python bench/learning.py
 
+.PHONY: bench-rollouts
+bench-rollouts: setup  ## Synchronous and partial rollouts beside the ideal packing, on a heavy tail of lengths
+	@$(PY)/python bench/rollouts.py
+
 .PHONY: bench-iteration
 bench-iteration: setup  ## Where an iteration's time goes
 	@$(PY)/python bench/iteration.py

@@ -2,8 +2,10 @@
 """The operator as a process of this machine, with an etcd of its own, against a real API server."""
 
 import asyncio
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -13,11 +15,19 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from kubernetes import client, config
+from operator_fixture import manifest
+
 from tandem_api.keys import JobKeys
-from tandem_operator.cluster import RLJOB, Cluster, Kind
+from tandem_api.messages.phases import PhaseName, PhaseRecord
+from tandem_operator.cluster import EVENT, POD, RLJOB, Cluster, Kind, Selection
+from tandem_operator.observations import PLAN_ANNOTATION
 from tandem_phases.store import Store
 
 DEADLINE = 40.0
+KILLED_WITHIN = 5.0
+SEED = int(os.environ.get("TANDEM_E2E_SEED") or random.SystemRandom().randrange(2**32))
+"""Of all random moments; printed by each test that draws one, and set by the environment to draw the same again."""
 KUBECONFIG = os.environ.get(
     "TANDEM_E2E_KUBECONFIG", str(Path(__file__).parents[1] / "build" / "cluster" / "kubeconfig")
 )
@@ -46,7 +56,7 @@ class OperatorProcess:
         self._identity = identity
         self._log = directory / f"{identity}.log"
         self._config = directory / f"{identity}.json"
-        self._settings = {
+        self.settings = {
             "images": dict.fromkeys(("orchestrator", "engine", "trainer"), "tandem.invalid/none:1"),
             "etcd": {"endpoints": endpoints},
             "namespaces": [namespace],
@@ -54,6 +64,12 @@ class OperatorProcess:
             **settings,
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._killing: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> str:
+        """Host and port of its HTTP server."""
+        return f"127.0.0.1:{self._port}"
 
     @property
     def log(self) -> str:
@@ -62,14 +78,8 @@ class OperatorProcess:
     def start(self) -> None:
         # A port of its own each time: while it was down, another process may have taken the last one.
         self._port = free_port()
-        self._config.write_text(json.dumps(self._settings | {"port": self._port}))
+        self._config.write_text(json.dumps(self.settings | {"port": self._port}))
         environment = os.environ | {
-        self._killing: asyncio.Task[None] | None = None
-
-    @property
-    def address(self) -> str:
-        """Host and port of its HTTP server."""
-        return f"127.0.0.1:{self._port}"
             "KUBECONFIG": KUBECONFIG,
             "TANDEM_OPERATOR_CONFIG": str(self._config),
             "TANDEM_OPERATOR_IDENTITY": self._identity,
@@ -96,6 +106,18 @@ class OperatorProcess:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=5) as answer:
             return str(answer.read().decode())
 
+    def cpu_seconds(self) -> float:
+        """User and system time that the process has used."""
+        assert self._process is not None
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def peak_memory(self) -> int:
+        """Bytes of resident memory at their highest."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+
     async def ended(self, seconds: float) -> int:
         """Wait until it ends by itself; returns the exit code."""
         assert self._process is not None
@@ -103,8 +125,32 @@ class OperatorProcess:
         self._process = None
         return code
 
+    def kill_at_a_random_moment(self, test: str) -> None:
+        """SIGKILL within the next seconds, and a fresh start: the same seed and test give the same moment."""
+        moment = random.Random(f"{SEED} {test}").uniform(0.0, KILLED_WITHIN)
+        print(f"TANDEM_E2E_SEED={SEED}: the operator is killed after {moment:.2f} s")
+        self._killing = asyncio.create_task(self._kill_and_start(moment))
+
+    async def _kill_and_start(self, moment: float) -> None:
+        await asyncio.sleep(moment)
+        assert self._process is not None
+        self._process.kill()
+        await asyncio.to_thread(self._process.wait)
+        self.start()
+
+    async def settled(self) -> None:
+        """Returns once it runs and the kill, if there is to be one, is behind it: what is seen then is the outcome."""
+        if self._killing is not None:
+            await self._killing
+        await eventually(self.ready)
+
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Stop it; returns the exit code."""
+        if self._killing is not None:
+            self._killing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._killing
+            self._killing = None
         if self._process is None:
             return 0
         self._process.send_signal(number)
@@ -121,11 +167,67 @@ class World:
         self.store = store
         self.namespace = namespace
 
-    async def apply(self, manifest: dict[str, Any]) -> dict[str, Any]:
+    async def apply(self, manifest: dict[str, Any]) -> None:
         body = {**manifest, "metadata": {"name": manifest["metadata"]["name"], "namespace": self.namespace}}
         if labels := manifest["metadata"].get("labels"):
             body["metadata"]["labels"] = labels
-        return await self.cluster.apply(body)
+        await self.cluster.apply(body)
+
+    async def submit(self, name: str = "sums", labels: dict[str, str] | None = None, **spec: Any) -> None:
+        """Apply a small RLJob with ``spec`` laid over it."""
+        raw = manifest(name, **spec)
+        raw["metadata"]["labels"] = labels or {}
+        await self.apply(raw)
+
+    async def planned(self, name: str = "sums") -> dict[str, Any]:
+        """The hybrid Job, once all other objects are there."""
+
+        async def look() -> dict[str, Any] | None:
+            found = await self.get("batch/v1", "Job", f"{name}-hybrid")
+            return found if found and PLAN_ANNOTATION in found["metadata"].get("annotations", {}) else None
+
+        return await eventually(look)
+
+    async def pods(self, component: str = "hybrid") -> list[dict[str, Any]]:
+        labels = f"app.kubernetes.io/component={component},tandem-rl.dev/job"
+        return (await self.cluster.list(Selection(POD, self.namespace, labels)))[0]
+
+    async def enter(self, phase: PhaseName, **fields: Any) -> None:
+        """Write what the orchestrator of ``sums`` would."""
+        given = {"epoch": 3, "iteration": 1, "weight_version": 1, "world": 1, "members": (0,), "started": 1.0}
+        record = PhaseRecord(name=phase, **(given | fields))
+        await self.store.put((await self.keys("sums")).phase, record.wire())
+
+    async def status(self, name: str = "sums") -> dict[str, Any]:
+        found = await self.job(name)
+        assert found is not None
+        status: dict[str, Any] = found.get("status", {})
+        return status
+
+    async def until_status(self, **wanted: Any) -> None:
+        """Wait until the status of ``sums`` has these values."""
+
+        async def look() -> bool:
+            found = await self.status()
+            return all(found.get(name) == value for name, value in wanted.items())
+
+        try:
+            await eventually(look)
+        except TimeoutError:
+            raise AssertionError(f"expected {wanted}, found {await self.status()}") from None
+
+    async def evict(self, pod: dict[str, Any]) -> None:
+        """Take a pod away as a drain does."""
+        name = pod["metadata"]["name"]
+        body = {"metadata": {"name": name, "namespace": self.namespace}}
+        with config.new_client_from_config(KUBECONFIG) as session:
+            evict = client.CoreV1Api(session).create_namespaced_pod_eviction
+            await asyncio.to_thread(evict, name, self.namespace, body)
+
+    async def events(self, name: str = "sums") -> list[dict[str, Any]]:
+        """What the operator told of an RLJob."""
+        about = f"involvedObject.kind=RLJob,involvedObject.name={name}"
+        return (await self.cluster.list(Selection(EVENT, self.namespace, fields=about)))[0]
 
     async def change(self, name: str, **spec: Any) -> None:
         await self.cluster.patch(RLJOB, self.namespace, name, {"spec": spec})

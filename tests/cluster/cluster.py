@@ -35,10 +35,11 @@ def step(title: str) -> Iterator[None]:
 def up(
     state: StateOption = DEFAULT_STATE,
     devices: Annotated[int, typer.Option(help="Devices of the fake DRA driver.")] = 8,
+    nodes: Annotated[bool, typer.Option(help="Whether there is a node to run pods.")] = True,
 ) -> None:
     """Start the cluster and wait until its node is ready. Harmless when it is up."""
     cluster = Cluster(state.resolve())
-    cluster.up(step, devices)
+    cluster.up(step, devices, nodes=nodes)
     console.print(f"ready: export KUBECONFIG={cluster.layout.kubeconfig} PATH={cluster.layout.bin}:$PATH")
 
 

@@ -211,15 +211,19 @@ def _dra_driver(layout: Layout, devices: int) -> Component:
     return Component("fake-dra-driver", command, ready)
 
 
-def control_plane(layout: Layout) -> list[Component]:
+def store(layout: Layout) -> list[Component]:
     """What must run before a kubeconfig can be written."""
     return [_etcd(layout), _api_server(layout)]
+
+
+def controllers(layout: Layout) -> list[Component]:
+    """What a cluster without nodes has besides."""
+    return [_controller_manager(layout)]
 
 
 def node(layout: Layout, devices: int) -> list[Component]:
     """The rest. `devices` is how many the fake driver publishes."""
     return [
-        _controller_manager(layout),
         _scheduler(layout),
         _containerd(layout),
         _kubelet(layout),

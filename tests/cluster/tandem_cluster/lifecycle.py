@@ -48,11 +48,15 @@ class Cluster:
     def running(self) -> bool:
         """Whether every process of a complete start is alive."""
         processes = self.processes()
-        expected = len(components.control_plane(self.layout)) + len(components.node(self.layout, 0))
+        makers = (components.store, components.controllers, lambda layout: components.node(layout, 0))
+        expected = sum(len(make(self.layout)) for make in makers)
         return len(processes) == expected and all(process.running for process in processes)
 
-    def up(self, step: Step, devices: int) -> None:
-        """Starts every component, each when the one before it is ready. Raises ClusterError with the log's end."""
+    def up(self, step: Step, devices: int, *, nodes: bool = True) -> None:
+        """Starts every component, each when the one before it is ready. Raises ClusterError with the log's end.
+
+        Without `nodes` nothing is scheduled and no pod runs.
+        """
         if os.geteuid() != 0:
             raise ClusterError("a kubelet needs root: run this as root, or use your own cluster (see README.md)")
         if self.running():
@@ -63,10 +67,11 @@ class Cluster:
         with step("programs (10 minutes when they are built for the first time)"):
             binaries = build_binaries()
         self._prepare(binaries)
-        for component in components.control_plane(self.layout):
+        for component in components.store(self.layout):
             self._start(component, step)
         write_kubeconfigs(self.layout)
-        for component in components.node(self.layout, devices):
+        rest = components.node(self.layout, devices) if nodes else []
+        for component in components.controllers(self.layout) + rest:
             self._start(component, step)
             if component.name == "containerd":
                 import_pause(self.layout)

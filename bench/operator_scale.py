@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the operator bears many RLJobs applied at once; run by ``make bench-operator``. Exit status 1: a goal is missed.
+
+The API server, its etcd and the controllers are real. There is no kubelet: as soon as a pod is made, its status is
+written to say that it runs and is ready. Every measurement has an operator and a namespace of its own.
+"""
+
+import argparse
+import asyncio
+import math
+import os
+import statistics
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import kopf
+from etcd_server import EtcdServer, etcd_server
+from operator_fixture import manifest
+from operator_process import OperatorProcess, eventually
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+from rich.table import Column, Table
+
+from tandem_api.schema import crd
+from tandem_operator import cluster as api
+from tandem_operator.cluster import JOB, POD, RLJOB, Cluster, Selection
+from tandem_operator.informer import Informer
+from tandem_operator.observations import PLAN_ANNOTATION
+
+MOST_SECONDS = 41
+"""What JobSet's controller takes for 1,000 JobSets, which are 2,000 Jobs and 1,000 Services, on two processors."""
+MOST_MEMORY = 200
+"""MiB."""
+MOST_SLOWDOWN = 1.2
+MOST_GROWTH = 1.05
+"""Requests per job with ten times as many jobs."""
+
+_COLUMNS = ("jobs", "planned s", "p50 s", "p99 s", "ready s", "requests/job", "CPU s", "RSS MiB")
+_PATIENCE = 900.0
+_SENDERS = 16
+_BROKEN = {"hybrid": {"template": {"spec": {"nope": 1}}}}
+"""A field that no pod has: the API server refuses this job's objects whenever the operator tries."""
+
+
+@dataclass(slots=True)
+class Run:
+    """One measurement. ``waits``: seconds from each job's creation until all its objects existed, ascending."""
+
+    jobs: int
+    waits: list[float] = field(default_factory=list)
+    planned: float = 0.0
+    ready: float = 0.0
+    requests: dict[tuple[str, str], float] = field(default_factory=dict)
+    cpu: float = 0.0
+    memory: int = 0
+
+    @property
+    def p99(self) -> float:
+        return self.waits[math.ceil(0.99 * len(self.waits)) - 1]
+
+    @property
+    def requests_per_job(self) -> float:
+        return sum(self.requests.values()) / self.jobs
+
+
+class Simulation:
+    """Pods without a kubelet, and a look at what the operator has made so far, in one namespace."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self._cluster = cluster
+        self._namespace = namespace
+        self._pods: asyncio.Queue[str] = asyncio.Queue()
+        self._begun: set[str] = set()
+        self.created: dict[str, float] = {}
+        self.planned: dict[str, float] = {}
+        self.ready: set[str] = set()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Watch and simulate until the block is left."""
+        watched = {JOB: self._job_changed, POD: self._pod_changed, RLJOB: self._rljob_changed}
+        async with asyncio.TaskGroup() as tasks:
+            started = [
+                tasks.create_task(Informer(self._cluster, Selection(kind, self._namespace), told, lambda _: None).run())
+                for kind, told in watched.items()
+            ]
+            started += [tasks.create_task(self._simulate()) for _ in range(_SENDERS)]
+            yield
+            for task in started:
+                task.cancel()
+
+    def _job_changed(self, job: dict[str, Any]) -> None:
+        name: str = job["metadata"]["name"]
+        if name.endswith("-hybrid") and PLAN_ANNOTATION in job["metadata"].get("annotations", {}):
+            self.planned.setdefault(name.removesuffix("-hybrid"), time.monotonic())
+
+    def _pod_changed(self, pod: dict[str, Any]) -> None:
+        name: str = pod["metadata"]["name"]
+        if name not in self._begun:
+            self._begun.add(name)
+            self._pods.put_nowait(name)
+
+    def _rljob_changed(self, job: dict[str, Any]) -> None:
+        if job.get("status", {}).get("hybridReady") == "1/1":
+            self.ready.add(job["metadata"]["name"])
+
+    async def _simulate(self) -> None:
+        kinds = ("PodScheduled", "Initialized", "ContainersReady", "Ready")
+        status = {"phase": "Running", "conditions": [{"type": kind, "status": "True"} for kind in kinds]}
+        while True:
+            await self._cluster.patch(POD, self._namespace, await self._pods.get(), {"status": status}, "status")
+
+    async def apply(self, names: Sequence[str], **spec: Any) -> None:
+        """Create RLJobs, sixteen at a time."""
+        slots = asyncio.Semaphore(_SENDERS)
+
+        async def create(name: str) -> None:
+            body = manifest(name, **spec)
+            body["metadata"] = {"name": name, "namespace": self._namespace}
+            async with slots:
+                self.created[name] = time.monotonic()
+                await self._cluster.create(body)
+
+        await asyncio.gather(*map(create, names))
+
+
+def requests(exposition: str) -> dict[tuple[str, str], float]:
+    """How often the operator asked the API server, by verb and kind."""
+    counted: dict[tuple[str, str], float] = {}
+    for family in text_string_to_metric_families(exposition):
+        for sample in family.samples:
+            if sample.name == "tandem_operator_api_requests_total" and sample.labels["kind"] != "Lease":
+                place = sample.labels["verb"], sample.labels["kind"]
+                counted[place] = counted.get(place, 0) + sample.value
+    return counted
+
+
+async def measured(cluster: Cluster, etcd: EtcdServer, directory: Path, jobs: int, broken: bool = False) -> Run:
+    """Apply ``jobs`` RLJobs at once, and before them one that always fails if ``broken``."""
+    namespace, run = f"bench-{uuid.uuid4().hex[:8]}", Run(jobs)
+    await cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    operator = OperatorProcess(directory, namespace, etcd.endpoints, namespace)
+    operator.start()
+    await eventually(operator.ready)
+    names = [f"job-{number}" for number in range(jobs)]
+    simulation = Simulation(cluster, namespace)
+    try:
+        async with simulation.running():
+            if broken:
+                await simulation.apply(["broken"], **_BROKEN)
+            before, used = requests(operator.metrics()), operator.cpu_seconds()
+            began = time.monotonic()
+            await simulation.apply(names)
+            await _until(lambda: simulation.planned.keys() >= set(names))
+            run.planned = max(simulation.planned.values()) - began
+            await _until(lambda: simulation.ready >= set(names))
+            run.ready = time.monotonic() - began
+            after = requests(operator.metrics())
+        run.waits = sorted(simulation.planned[name] - simulation.created[name] for name in names)
+        run.requests = {place: count - before.get(place, 0) for place, count in after.items()}
+        run.cpu, run.memory = operator.cpu_seconds() - used, operator.peak_memory()
+    finally:
+        await operator.stop()
+    return run
+
+
+async def _until(reached: Callable[[], bool]) -> None:
+    async def look() -> bool:
+        return reached()
+
+    await eventually(look, _PATIENCE)
+
+
+def table(runs: dict[str, Run]) -> Table:
+    """Times in seconds from the first job's creation; ``ready`` waits for the controllers that make the pods."""
+    shown = Table("run", *(Column(title, justify="right") for title in _COLUMNS))
+    for title, run in runs.items():
+        seconds = (run.planned, statistics.median(run.waits), run.p99, run.ready)
+        memory = run.memory / 2**20
+        figures = [*(f"{value:.1f}" for value in (*seconds, run.requests_per_job, run.cpu)), f"{memory:.0f}"]
+        shown.add_row(title, f"{run.jobs:,}", *figures)
+    return shown
+
+
+def verdicts(runs: dict[str, Run]) -> dict[str, bool]:
+    """Each goal with its figures, and whether it is met."""
+    few, many = runs["alone 1"], runs["many"]
+    alone, beside = (
+        statistics.median(run.p99 for title, run in runs.items() if title.startswith(kind))
+        for kind in ("alone", "beside")
+    )
+    growth, slowdown, memory = many.requests_per_job / few.requests_per_job, beside / alone, many.memory / 2**20
+    return {
+        f"{many.jobs:,} jobs planned in {many.planned:.1f} s, at most {MOST_SECONDS}": many.planned <= MOST_SECONDS,
+        f"{memory:.0f} MiB of memory, at most {MOST_MEMORY}": memory <= MOST_MEMORY,
+        f"requests per job grow {growth:.2f} fold from {few.jobs} to {many.jobs:,} jobs, at most {MOST_GROWTH}": (
+            growth <= MOST_GROWTH
+        ),
+        f"p99 beside a failing job is {slowdown:.2f} of that alone, at most {MOST_SLOWDOWN}": slowdown <= MOST_SLOWDOWN,
+    }
+
+
+async def measure(jobs: int, rounds: int) -> dict[str, Run]:
+    """The runs by title: few jobs alone and beside one that always fails, in turns, then many."""
+    api.PLURALS |= {"CustomResourceDefinition": "customresourcedefinitions", "Namespace": "namespaces"}
+    few, runs = max(jobs // 10, 1), dict[str, Run]()
+    with tempfile.TemporaryDirectory() as temporary, etcd_server(Path(temporary)) as etcd:
+        async with Cluster(login) as cluster:
+            await cluster.apply({**crd(), "metadata": {"name": crd()["metadata"]["name"]}})
+            for turn in range(rounds):
+                for title, broken in (("alone", False), ("beside", True)):
+                    runs[f"{title} {turn + 1}"] = await measured(cluster, etcd, Path(temporary), few, broken)
+            runs["many"] = await measured(cluster, etcd, Path(temporary), jobs)
+    return runs
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3, help="of few jobs alone and beside one that always fails")
+    options = parser.parse_args()
+    runs, console = asyncio.run(measure(options.jobs, options.rounds)), Console()
+    console.print(table(runs))
+    made = (f"{verb} {kind} {count:.0f}" for (verb, kind), count in sorted(runs["many"].requests.items()) if count)
+    console.print(f"requests of the run with many jobs: {', '.join(made)}")
+    console.print(f"load average of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
+    goals = verdicts(runs)
+    for goal, met in goals.items():
+        console.print(f"[green]✓[/green] {goal}" if met else f"[red]✗ {goal}[/red]")
+    return 0 if all(goals.values()) else 1
+
+
+def login() -> kopf.ConnectionInfo:
+    """The cluster that KUBECONFIG names."""
+    found = kopf.login_with_kubeconfig(settings=kopf.OperatorSettings())
+    assert found is not None, "KUBECONFIG names no cluster"
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An operator of this tree as a process of this machine, before a real API server and with an etcd of its own."""
+
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import kopf
+import pytest
+import pytest_asyncio
+from etcd_server import EtcdServer, etcd_server
+from operator_process import KUBECONFIG, OperatorProcess, World, eventually
+
+from tandem_api.schema import crd
+from tandem_operator import cluster as api
+from tandem_operator.cluster import POD, Cluster, Kind, Selection
+from tandem_phases.store import Store
+
+NAMESPACE = Kind("v1", "Namespace")
+INSTALLED = "app.kubernetes.io/name=tandem,app.kubernetes.io/component=operator"
+
+
+def login() -> kopf.ConnectionInfo:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KUBECONFIG", KUBECONFIG)
+        found = kopf.login_with_kubeconfig(settings=kopf.OperatorSettings())
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def etcd(tmp_path: Path) -> Iterator[EtcdServer]:
+    with etcd_server(tmp_path) as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def world(etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """A namespace of its own, under the restricted profile."""
+    monkeypatch.setitem(api.PLURALS, "CustomResourceDefinition", "customresourcedefinitions")
+    monkeypatch.setitem(api.PLURALS, "Namespace", "namespaces")
+    monkeypatch.setitem(api.PLURALS, "Node", "nodes")
+    name = f"operator-{uuid.uuid4().hex[:8]}"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    async with Cluster(login) as cluster, Store(etcd.endpoints, timeout=2.0) as store:
+        others, _ = await cluster.list(Selection(POD, labels=INSTALLED))
+        assert not others, "the operator that is installed in this cluster would work at these jobs: helm uninstall it"
+        await cluster.apply({**crd(), "metadata": {"name": crd()["metadata"]["name"]}})
+        await cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        world = World(cluster, store, name)
+        account = Selection(Kind("v1", "ServiceAccount"), name, fields="metadata.name=default")
+
+        async def default_account() -> bool:
+            return bool((await cluster.list(account))[0])
+
+        await eventually(default_account)
+        yield world
+        await cluster.delete(NAMESPACE, "", name)
+
+
+@pytest_asyncio.fixture
+async def operator(
+    request: pytest.FixtureRequest, world: World, etcd: EtcdServer, tmp_path: Path
+) -> AsyncIterator[OperatorProcess]:
+    """One replica that runs, undisturbed unless the parameter is ``killed``."""
+    process = OperatorProcess(tmp_path, world.namespace, etcd.endpoints, "one")
+    process.start()
+    await eventually(process.ready)
+    if getattr(request, "param", "undisturbed") == "killed":
+        process.kill_at_a_random_moment(request.node.nodeid)
+    yield process
+    await process.stop()
+    print(process.log)
