@@ -129,6 +129,15 @@ def test_an_out_of_memory_kill_is_told_for_a_while_after_the_container_runs_agai
     assert degraded(301) == "False"
 
 
+def test_waiting_for_a_volume_to_be_made_is_no_trouble_unless_it_takes_long() -> None:
+    message = "pod has unbound immediate PersistentVolumeClaims."
+    waiting = pending(scheduled=False, unschedulable=message, unschedulable_since=NOW)
+    soon, late = decide(rljob(), waiting, NOW + 1), decide(rljob(), waiting, NOW + 16)
+    assert not any(told.warning for told in soon.announcements)
+    assert soon.look_again == NOW + 15
+    assert "Unschedulable" in [told.reason for told in late.announcements]
+
+
 @pytest.mark.parametrize(
     ("container", "told"),
     [

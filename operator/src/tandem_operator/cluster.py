@@ -2,7 +2,6 @@
 """The Kubernetes API: the only module that talks to it, apart from kopf's own watch of RLJobs."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Literal, Self
 
 import aiohttp
 import kopf
+import msgspec
 
 from tandem_api import API_VERSION, KIND
 from tandem_api.errors import TandemError, TryAgain
@@ -153,7 +153,7 @@ class Cluster:
         headers: Mapping[str, str] = {},
     ) -> Any:
         assert self._session is not None, "enter the Cluster first"
-        data = None if body is None else json.dumps(body)
+        data = None if body is None else msgspec.json.encode(body)
         code = "none"
         try:
             async with self._session.request(
@@ -165,31 +165,29 @@ class Cluster:
                 timeout=aiohttp.ClientTimeout(total=_REQUEST_SECONDS),
             ) as response:
                 code = str(response.status)
-                answer = await response.json(content_type=None)
-        except (aiohttp.ClientError, TimeoutError, json.JSONDecodeError) as error:
+                answer = msgspec.json.decode(await response.read())
+        except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as error:
             raise TryAgain(f"the API server did not answer {verb} {path}: {error or 'timeout'}") from error
         finally:
             metrics.requests.labels(verb, kind, code).inc()
         _raise_for(int(code), answer)
         return answer
 
-    async def apply(self, manifest: Manifest, dry_run: bool = False) -> Manifest:
+    async def apply(self, manifest: Manifest, dry_run: bool = False) -> None:
         """Server-side apply as ``tandem``, taking over fields that others hold."""
         metadata, kind = manifest["metadata"], Kind.of(manifest)
         query = {"fieldManager": MANAGER, "force": "true", "fieldValidation": "Strict"}
         query |= {"dryRun": "All"} if dry_run else {}
         path = kind.path(metadata.get("namespace"), metadata["name"])
-        answer: Manifest = await self._request("PATCH", path, kind.name, query, manifest, {"Content-Type": _APPLY})
-        return answer
+        await self._request("PATCH", path, kind.name, query, manifest, {"Content-Type": _APPLY, "Accept": _METADATA})
 
     async def create(self, manifest: Manifest) -> bool:
         """Create an object; False if there is one of that name already."""
         kind = Kind.of(manifest)
         path = kind.path(manifest["metadata"].get("namespace"))
         try:
-            await self._request(
-                "POST", path, kind.name, {"fieldManager": MANAGER}, manifest, {"Content-Type": "application/json"}
-            )
+            headers = {"Content-Type": "application/json", "Accept": _METADATA}
+            await self._request("POST", path, kind.name, {"fieldManager": MANAGER}, manifest, headers)
         except Refused as refusal:
             if refusal.reason == "AlreadyExists":
                 return False
@@ -289,7 +287,7 @@ class Cluster:
                 if response.status != 200:
                     _raise_for(response.status, await response.json(content_type=None))
                 async for line in _lines(response.content):
-                    yield _seen(json.loads(line))
+                    yield _seen(msgspec.json.decode(line))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise TryAgain(f"the watch of {selection.kind.name} broke: {error}") from error
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import kopf
 import structlog
+import uvloop
 
 from tandem_api import GROUP, VERSION, logs
 from tandem_api.errors import Problem, TandemError, TryAgain, UserError
@@ -199,7 +200,7 @@ def run() -> None:
     identity = os.environ.get(IDENTITY) or socket.gethostname()
     try:
         configuration = Configuration.read(Path(os.environ.get(CONFIG_FILE, DEFAULT_CONFIG)))
-        code = asyncio.run(operate(configuration, identity))
+        code = asyncio.run(operate(configuration, identity), loop_factory=uvloop.new_event_loop)
     except UserError as error:
         log.error("cannot start", problem=str(error))
         code = 2

@@ -40,6 +40,7 @@ class Pod:
     ready: bool = False
     scheduled: bool = False
     unschedulable: str | None = None
+    unschedulable_since: float = 0.0
     disruption: str | None = None
     deleting: bool = False
     containers: tuple[Container, ...] = ()
@@ -113,6 +114,7 @@ def pod(raw: dict[str, Any]) -> Pod:
         ready=conditions.get("Ready", {}).get("status") == "True",
         scheduled=scheduling.get("status") == "True",
         unschedulable=scheduling.get("message", "") if scheduling.get("status") == "False" else None,
+        unschedulable_since=unix(scheduling.get("lastTransitionTime")) if scheduling.get("status") == "False" else 0.0,
         disruption=_disruption(status, conditions),
         deleting=metadata.get("deletionTimestamp") is not None,
         containers=tuple(

@@ -81,6 +81,11 @@ def _look_again(
         times.append(observed.phase.started + FINISH_SECONDS)
     if end is not None and end.succeeded and any(work.active for work in observed.workloads):
         times.append(now + FINISH_SECONDS)
+    times += [
+        since
+        for pod in observed.pods
+        if pod.unschedulable and (since := pod.unschedulable_since + failures.PROVISIONING_SECONDS) > now
+    ]
     told = {failure.reason for failure in failures.troubles(observed, now)}
     times += [now + seconds for reason, seconds in failures.MEMORY_SECONDS.items() if reason in told]
     return min((time for time in times if time is not None), default=None)

@@ -10,6 +10,9 @@ from tandem_operator.observed import Container, Observed, Pod
 MEMORY_SECONDS = {"OutOfMemory": 300.0, "CrashLoop": 60.0}
 """How long these are still told of once the container runs again: trouble that came back is one trouble, not many."""
 
+PROVISIONING_SECONDS = 15.0
+"""Pods of every new job wait for their volumes to be made; that is told once it takes longer than usual."""
+
 _PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"})
 _CONFIGURATION = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError"})
 _BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": (ErrImagePull: )?')
@@ -58,7 +61,7 @@ def _of_workloads(observed: Observed) -> Iterator[Trouble]:
 
 def _of_pod(pod: Pod, observed: Observed, now: float) -> Iterator[Trouble]:
     if pod.unschedulable is not None:
-        yield _unschedulable(pod, pod.unschedulable, observed)
+        yield from _unschedulable(pod, pod.unschedulable, observed, now)
     for container in pod.containers:
         if trouble := _of_container(pod, container, now):
             yield trouble
@@ -72,23 +75,28 @@ def _of_pod(pod: Pod, observed: Observed, now: float) -> Iterator[Trouble]:
                 )
 
 
-def _unschedulable(pod: Pod, message: str, observed: Observed) -> Trouble:
+def _unschedulable(pod: Pod, message: str, observed: Observed, now: float) -> Iterator[Trouble]:
     if missing := _MISSING_CLAIM.search(message):
-        return Trouble(
+        yield Trouble(
             "MissingVolume",
             f"Pod {pod.name} needs PersistentVolumeClaim {missing[1]}, which does not exist in this namespace; "
             "create it or name another in the job.",
             placement=True,
         )
-    for warning in observed.warnings:
-        if warning.reason == "ProvisioningFailed" and _UNBOUND_CLAIM in message:
-            return Trouble(
-                "MissingVolume",
-                f"Pod {pod.name} waits for PersistentVolumeClaim {warning.about}, which gets no volume: "
-                f"{warning.message}. Name a StorageClass that this cluster has.",
-                placement=True,
-            )
-    return Trouble("Unschedulable", f"Pod {pod.name} cannot be placed on a node: {message}", placement=True)
+        return
+    if _UNBOUND_CLAIM in message:
+        for warning in observed.warnings:
+            if warning.reason == "ProvisioningFailed":
+                yield Trouble(
+                    "MissingVolume",
+                    f"Pod {pod.name} waits for PersistentVolumeClaim {warning.about}, which gets no volume: "
+                    f"{warning.message}. Name a StorageClass that this cluster has.",
+                    placement=True,
+                )
+                return
+        if now - pod.unschedulable_since < PROVISIONING_SECONDS:
+            return
+    yield Trouble("Unschedulable", f"Pod {pod.name} cannot be placed on a node: {message}", placement=True)
 
 
 def _of_container(pod: Pod, container: Container, now: float) -> Trouble | None:
