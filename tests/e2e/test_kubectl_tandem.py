@@ -314,8 +314,8 @@ def test_a_viewer_sees_jobs_and_their_logs_and_is_told_which_right_steering_take
     assert "Rollout" in tandem("status", "-n", played, kubeconfig=viewer)
     assert "step 1 of 8" in tandem("logs", "sums", "-n", played, "-c", "trainer", kubeconfig=viewer)
     assert "is progressing" in tandem("explain", "sums", "-n", played, kubeconfig=viewer)
-    assert "forbidden: you may not create pods/exec" in tandem("top", "sums", "-n", played, kubeconfig=viewer)
-    assert f"you may not create pods/exec in namespace {played}" in refused("report")
+    assert "forbidden: you may not get and create pods/exec" in tandem("top", "sums", "-n", played, kubeconfig=viewer)
+    assert f"you may not get and create pods/exec in namespace {played}" in refused("report")
     assert f"you may not patch rljobs.tandem-rl.dev in namespace {played}" in refused("suspend")
     assert "you may not list rljobs.tandem-rl.dev in all namespaces" in tandem(
         "status", "-A", status=2, kubeconfig=viewer

@@ -2,6 +2,7 @@
 """The API server over HTTP, as the user's kubeconfig says; answers are the server's own JSON."""
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -97,14 +98,15 @@ class Connection:
             raise ClusterError("--as cannot be used here: exec is not made in another's name; use their kubeconfig")
         query: Query = {"container": container, "stdout": "true", "stderr": "true", "command": tuple(command)}
         path = f"/api/v1/namespaces/{namespace}/pods/{pod}/exec"
-        request = Request("create", "pods/exec", path, query=query, namespace=namespace)
+        # Since 1.35 the API server asks for both, before that for the first.
+        request = Request("get and create", "pods/exec", path, query=query, namespace=namespace)
         _, url, headers, *_ = self._serialised(request)
         try:
             call = ws_client.websocket_call(
                 self._client.configuration, "GET", url, headers=headers, _preload_content=False, binary=True
             )
         except ApiException as error:
-            raise self._refused(request, _handshake_status(error.reason), str(error.reason)) from error
+            raise self._refused(request, *_handshake(str(error.reason))) from error
         return _collected(call, self._options.timeout, f"{command[0]} in container {container} of pod {pod}")
 
     @property
@@ -197,10 +199,10 @@ def _collected(call: Any, seconds: float, what: str) -> bytes:
     return bytes(output)
 
 
-def _handshake_status(reason: object) -> int:
-    """The HTTP status in ``Handshake status 403 Forbidden -+-+- …``; 0 where there is none."""
-    words = str(reason).split()
-    return int(words[2]) if words[:2] == ["Handshake", "status"] and words[2].isdigit() else 0
+def _handshake(reason: str) -> tuple[int, str]:
+    """Status and message of ``Handshake status 403 Forbidden -+-+- {headers} -+-+- {body}``; 0 where there is none."""
+    found = re.match(r"Handshake status (\d+) ", reason)
+    return (int(found[1]), _message(reason.rpartition("-+-+- ")[2].encode())) if found else (0, reason)
 
 
 def _message(body: bytes) -> str:
