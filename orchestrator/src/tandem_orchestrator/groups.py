@@ -164,6 +164,18 @@ class Rules:
         ended = finish in (Finish.STOP, Finish.REPETITION) or length >= limit
         return State.FINISHED if ended else State.PARTIAL
 
+    def room(self, book: Book, in_play: int) -> int:
+        """New groups to begin in the place of those that rest, so that a batch's worth of trajectories is in play.
+
+        None once the batch waits only for what cannot wait, and none beyond what can be trained on in time: an
+        iteration trains on ``promptsPerIteration`` groups, and every group is settled after ``overlapIterations`` more.
+        """
+        wanted = self.rollout.prompts_per_iteration
+        if len(book.ready) >= wanted:
+            return 0
+        timely = wanted * (1 + self.rollout.overlap_iterations) - book.unsettled[Kind.TRAIN]
+        return max(0, min(timely, wanted - -(-in_play // self.rollout.samples_per_prompt)))
+
     def full(self, book: Book) -> bool:
         """Whether the batch is complete.
 

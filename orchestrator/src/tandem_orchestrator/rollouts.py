@@ -61,6 +61,7 @@ class Rollout:
         weight_version: int,
         members: Iterable[int],
         speeds: Mapping[int, float],
+        now: float | None = None,
     ) -> None:
         self._spec = spec
         self._buffer = buffer
@@ -70,14 +71,14 @@ class Rollout:
         self.evaluation: EvaluationResult | None = None
         self._rules = Rules(spec.rollout, iteration, weight_version)
         self._book = Book()
-        self._began = time.monotonic()
+        self._began = time.monotonic() if now is None else now
         self._leases = Leases(LEASE_SECONDS, dict.fromkeys(members, self._began), speeds)
         self._brought: dict[int, tuple[int, float]] = {}
         self._former: dict[str, int] = {}
         self._drawing: Drawing | None = None
         self._drawing_lock = asyncio.Lock()
         self._batch: BatchRow | None = None
-        self._out_of_prompts = False
+        self._all_spent = False
         self._verdicts = Verdicts(buffer, corpus, self._settle, self._announce)
         self._stores = 0
         self.news = asyncio.Event()
@@ -265,7 +266,7 @@ class Rollout:
         """Whether the batch is complete, and the evaluation if one is due."""
         if self._book.unsettled[Kind.EVALUATION]:
             return False
-        return not self.trains or self._out_of_prompts or self._rules.full(self._book)
+        return not self.trains or self._all_spent or self._rules.full(self._book)
 
     async def full(self) -> None:
         """Wait until the rollout is complete. What breaks scoring as a whole is raised here."""
@@ -290,22 +291,25 @@ class Rollout:
         self._announce()
 
     async def _top_up(self) -> None:
-        rollout = self._spec.rollout
-        in_play = self._leases.waiting + self._leases.leased
-        room = rollout.prompts_per_iteration - -(-in_play // rollout.samples_per_prompt)
-        if room <= 0 or self._drawing is None or self.is_full:
+        if self._drawing is None or self.is_full:
             return
-        fresh = await self._add(self._drawing.train(room))
+        in_play = self._leases.waiting + self._leases.leased
+        room = self._rules.room(self._book, in_play)
+        fresh = await self._add(self._drawing.train(room)) if room else []
         for trajectory in fresh:
             self._go_on(trajectory)
-        scoring = any(trajectory.state is State.FINISHED for trajectory in self._book.trajectories.values())
-        if not fresh and not in_play and not scoring:
+        if fresh or in_play:
+            return
+        if not any(trajectory.state is State.FINISHED for trajectory in self._book.trajectories.values()):
             self._all_rest()
 
     def _all_rest(self) -> None:
-        """Every prompt is in play and every trajectory has spent its budget."""
+        """No group may be begun any more and every trajectory has spent its budget: the batch is what is ready.
+
+        While nothing is, the budgets start over.
+        """
         if self._book.ready:
-            self._out_of_prompts = True
+            self._all_spent = True
             return
         for trajectory in self._book.trajectories.values():
             trajectory.spent = 0
