@@ -152,6 +152,8 @@ def _pattern(words: tuple[str, ...]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return  # A process that starts again on a full volume has its model.
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)

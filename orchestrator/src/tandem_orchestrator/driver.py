@@ -163,7 +163,10 @@ class Driver:
             restarts=following.restarts,
             reason=following.reason,
         )
+        before = self._run.buffer_full_seconds
         await self._prepare(record)
+        if record.deadline is not None and (paused := self._run.buffer_full_seconds - before):
+            record = record.model_copy(update={"deadline": record.deadline + paused})
         seen = await self._move(previous, record)
         self._settlement.enter(record)
         log.info("phase", name=record.name, iteration=record.iteration, epoch=record.epoch, reason=record.reason)
