@@ -27,4 +27,5 @@ class Message(Contract):
     Unknown fields are ignored, not refused: during an upgrade a newer peer may say more than this one understands.
     """
 
-    model_config = ConfigDict(extra="ignore")
+    # A loss can be NaN, and whoever reads of it must be able to.
+    model_config = ConfigDict(extra="ignore", ser_json_inf_nan="constants")

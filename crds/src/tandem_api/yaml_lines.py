@@ -14,7 +14,7 @@ import yaml
 from yaml.composer import Composer
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.parser import Parser
-from yaml.reader import Reader
+from yaml.reader import Reader, ReaderError
 from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
@@ -54,9 +54,9 @@ def documents(text: str, name: str) -> list[Document]:
     Raises:
         UserError: ``text`` is no YAML. The problem names the line.
     """
-    loader = _Loader(text)
     found = []
     try:
+        loader = _Loader(text)
         while loader.check_node():
             node = loader.get_node()
             assert node is not None
@@ -67,8 +67,11 @@ def documents(text: str, name: str) -> list[Document]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise UserError(Problem(name, f"is not YAML: {error.problem}", line)) from error
-    except yaml.YAMLError as error:
-        raise UserError(Problem(name, f"is not YAML: {error}")) from error
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UserError(Problem(name, f"is not YAML: character {error.character:#04x} is not allowed", line)) from error
+    except RecursionError as error:
+        raise UserError(Problem(name, "is nested too deeply")) from error
     return found
 
 
@@ -141,6 +144,10 @@ def _key(node: Node, path: FieldPath, document: Document) -> str:
 
 def _scalar(node: ScalarNode, path: FieldPath, document: Document) -> Any:
     text, tag = str(node.value), node.tag
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        line = node.start_mark.line + 1
+        document.problems.append(Problem(dotted(path) or "manifest", "has half a character, which no text can", line))
+        return ""
     value = _resolve(text) if tag == _PLAIN or tag.removeprefix(_TAG) in {"int", "float", "bool", "null"} else text
     if isinstance(value, float) and not math.isfinite(value):
         line = node.start_mark.line + 1
