@@ -13,7 +13,7 @@ from tandem_api.messages.trainer import Checkpoint, Export, FinishRun, Load, Off
 from tandem_api.spec.hybrid import Release
 from tandem_api.utilisation import ROLLOUT_SECONDS
 from tandem_sidecar.engine import Engine
-from tandem_sidecar.memory import DeviceMemory
+from tandem_sidecar.memory import DeviceMemory, Residuals
 from tandem_sidecar.probe import compare, probe_tokens
 from tandem_sidecar.rollouts import Rollouts
 from tandem_sidecar.steps import Part
@@ -48,6 +48,7 @@ class Switch:
         self._trainer = trainer
         self._rollouts = rollouts
         self._memory = memory
+        self._residuals = Residuals(job.spec.engine.release_budget)
         self._released = True
         self._serving: int | None = None
         self._probe = probe_tokens(model, job.spec.seed)
@@ -101,6 +102,7 @@ class Switch:
         if not self._engine.running:
             with part.step("engineStart"):
                 await self._engine.start(self._deadlines.start)
+                self._residuals.begin()
                 await self._engine.client.prepare_handoff(self._run_dir)
 
     async def _end_dead_engine(self) -> None:
@@ -141,9 +143,10 @@ class Switch:
             with part.step("sleep"):
                 await self._engine.client.sleep()
         residual = self._memory.used()
-        over = policy is Release.STOP or residual > self._job.spec.engine.release_budget
-        if over and self._engine.running:
-            log.warning("the engine is stopped to free the device", residual=residual, policy=policy)
+        self._residuals.note(residual)
+        over = residual > self._job.spec.engine.release_budget
+        if self._engine.running and (policy is Release.STOP or over or self._residuals.grow):
+            log.warning("the engine is stopped to free the device", residual=residual, policy=policy, over_budget=over)
             with part.step("stop"):
                 await self._engine.stop()
             residual = self._memory.used()
