@@ -17,7 +17,7 @@ from typing import Any
 RANKS = 4
 PROBE = (3, 5, 7, 9, 4, 2, 8, 8, 11, 1, 6, 13, 0, 10, 12, 15, 5)
 SEED = 11
-SECONDS = 540.0
+SECONDS = 840.0
 CHARACTERS = "0123456789+-= \n"
 _SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -111,14 +111,19 @@ def run(directory: Path, cases: list[Case]) -> dict[str, Outcome]:
     """All outcomes by the case's name."""
     (directory / "cases.json").write_text(json.dumps([case.__dict__ for case in cases]))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
-    done = subprocess.run(
-        [*command, __file__, str(directory)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
-    assert done.returncode == 0, done.stderr[: done.stderr.find("ChildFailedError")][-9000:]
+    log = directory / "ranks.log"
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            [*command, __file__, str(directory)], env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=output
+        ) as ranks,
+    ):
+        try:
+            status = ranks.wait(SECONDS)
+        finally:
+            ranks.terminate()  # and it ends its ranks, which a kill would leave behind
+    errors = log.read_text()
+    assert status == 0, errors[: errors.find("ChildFailedError")][-9000:]
     outcomes = json.loads((directory / "outcomes.json").read_text())
     return {name: Outcome(*found, directory / f"{name}.safetensors") for name, found in outcomes.items()}
 
@@ -144,8 +149,9 @@ def _rank(directory: Path) -> None:
     cases = [Case(**case) for case in json.loads((directory / "cases.json").read_text())]
     with activate(0) as device:
         timeout = timedelta(minutes=5)
-        dist.init_process_group("gloo", timeout=timeout)
         for case in cases:
+            # Destroyed again with each case: the threads of a group stay until then, and a layout has forty groups.
+            dist.init_process_group("gloo", timeout=timeout)
             layout = parallel.Layout(
                 case.tensor,
                 case.pipeline,
@@ -156,9 +162,9 @@ def _rank(directory: Path) -> None:
             parallel.divide(layout, timeout)
             outcomes[str(case)] = _outcome(directory, case, layout, device)
             parallel_state.destroy_model_parallel()
-        if dist.get_rank() == 0:
+            dist.destroy_process_group()
+        if os.environ["RANK"] == "0":
             (directory / "outcomes.json").write_text(json.dumps(outcomes))
-        dist.destroy_process_group()
 
 
 def _outcome(directory: Path, case: Case, layout: Any, device: Any) -> tuple[list[float], float, list[str]]:

@@ -2,9 +2,11 @@
 """Whatever the trainer's layout, the engines get the weights of one rank, and all agree on them."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from engine_fixture import Engine, reference_logprobs, running_engine
@@ -12,6 +14,14 @@ from safetensors.torch import load_file, save_file
 from trainer_layouts import CASES, MODELS, PROBE, RANKS, SEED, Case, Outcome, run, write_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tandem_api.errors import UserError
+from tandem_api.spec.hybrid import Parallelism
+from tandem_handoff import PeerRefusedError
+from tandem_trainer.bridge import build_bridge
+from tandem_trainer.parallel import Layout
+from tandem_trainer.weights import SeededWeights
+
+pytestmark = pytest.mark.timeout(900)  # the first test waits for four ranks that go through all cases
 TOLERANCE = 1e-4
 BY_NAME = pytest.mark.parametrize("case", CASES, ids=str)
 WITH_ENGINE = [Case("tied", tensor=2, pipeline=2), Case("tied", tensor=4), Case("tied", tensor=2, context=2)]
@@ -31,8 +41,6 @@ def outcomes(directory: Path) -> dict[str, Outcome]:
 @cache
 def reference(directory: Path, model: str) -> torch.nn.Module:
     """The model in transformers, with the weights that the trainer was given."""
-    from tandem_trainer.weights import SeededWeights
-
     place = write_model(directory / f"reference {model}", model)
     config = AutoConfig.from_pretrained(place)
     seeded = SeededWeights(config, SEED)
@@ -116,3 +124,51 @@ def test_an_engine_with_experts_computes_with_the_weights_of_a_layout(
     for version, case in enumerate(WITH_EXPERTS, 1):
         model = reference(directory, case.model)
         assert_engine_computes(engine_with_experts, outcomes[str(case)], model, version)
+
+
+def test_an_engine_refuses_experts_of_which_a_part_is_missing(
+    engine_with_experts: Engine, outcomes: dict[str, Outcome], directory: Path
+) -> None:
+    outcome = outcomes[str(WITH_EXPERTS[0])]
+    tensors = load_file(outcome.weights)
+    del tensors["model.layers.2.mlp.experts.5.up_proj.weight"]
+    with engine_with_experts.exporter(2**15) as exporter, ThreadPoolExecutor(1) as pool:
+        exported = pool.submit(exporter.export, 50, list(tensors.items()), 60.0)
+        answer = engine_with_experts.update(50)
+        with pytest.raises(PeerRefusedError, match=r"model\.layers\.2\.mlp\.experts.*2048 of its .* did not come"):
+            exported.result()
+    assert answer.status_code != httpx.codes.OK
+    assert_engine_computes(engine_with_experts, outcome, reference(directory, "shared experts"), 51)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ({"tensor": 3}, "does not divide"),
+        ({"tensor": 2, "context": 4}, "does not divide"),
+        ({"pipeline": 2, "expert": 4}, "the 2 ranks of a pipeline stage"),
+    ],
+)
+def test_sizes_that_do_not_divide_the_ranks_are_refused(sizes: dict[str, int], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        Layout.of(Parallelism(**sizes), RANKS)
+
+
+def test_a_layout_is_what_the_sizes_leave() -> None:
+    assert Layout.of(Parallelism(tensor=2, context=2, expert=4), 16) == Layout(2, 1, 4, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "named"),
+    [
+        ("tied", {}, "no experts"),
+        ("experts", {"num_experts": 6}, "does not divide the model's 6 experts"),
+        ("experts", {"mlp_only_layers": [1]}, "mlp_only_layers"),
+    ],
+)
+def test_experts_that_cannot_be_dealt_out_are_refused(
+    tmp_path: Path, model: str, changes: dict[str, object], named: str
+) -> None:
+    config = AutoConfig.from_pretrained(write_model(tmp_path, model), **changes)
+    with pytest.raises(UserError, match=named):
+        build_bridge(config, torch.float32, Layout(data=4, expert=4))

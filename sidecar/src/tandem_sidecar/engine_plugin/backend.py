@@ -15,6 +15,7 @@ from vllm.distributed.parallel_state import get_world_group
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import is_deferred_attention_layer
+from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
@@ -174,6 +175,9 @@ class TandemWeightTransferEngine(WeightTransferEngine[TandemInitInfo, TandemUpda
             waits = info.can_load() and info.restore_metadata[0] and not info.load_numel
             if waits and name not in self._tied_heads and not is_deferred_attention_layer(layer):
                 raise TensorRefusedError(name, "nothing was loaded into this layer")
+            if isinstance(layer, RoutedExperts) and info.can_load() and info.load_numel:  # else it is loaded by now
+                missing = info.load_numel_total - info.load_numel
+                raise TensorRefusedError(name, f"{missing} of its {info.load_numel_total} elements did not come")
 
 
 class _Current:
