@@ -81,8 +81,14 @@ def _begun(out: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
+def expected(tokens: Mapping[int, int], seconds: Mapping[int, float]) -> dict[int, float]:
+    """Each iteration's seconds over those that its tokens explain: how much is generated varies most."""
+    line = statistics.linear_regression(list(tokens.values()), list(seconds.values()))
+    return {number: seconds[number] / (line.intercept + line.slope * tokens[number]) for number in seconds}
+
+
 def slowdown(seconds: Mapping[int, float], chosen: Collection[int]) -> tuple[float, float, float]:
-    """By how much chosen iterations take longer than the others: of their medians, and the middle 95 % of draws."""
+    """By how much chosen iterations take longer than the others, of their medians; and the middle 95 % of draws."""
     on = [value for iteration, value in seconds.items() if iteration in chosen]
     off = [value for iteration, value in seconds.items() if iteration not in chosen]
     chance = random.Random(1)
@@ -96,22 +102,22 @@ def slowdown(seconds: Mapping[int, float], chosen: Collection[int]) -> tuple[flo
 
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--iterations", type=int, default=40)
+    arguments.add_argument("--iterations", type=int, default=60)
     arguments.add_argument("--out", type=Path, default=ROOT / "runs" / "watching")
     options = arguments.parse_args()
     shutil.rmtree(options.out, ignore_errors=True)
     changes = {**_SMALL, "spec.iterations": options.iterations + _WARM}
     with watched(options.out) as receiver:
         lines = run(ROOT / "examples" / "chain-sum.yaml", changes, options.out)
-    seconds = {
-        line["iteration"]: line["seconds"] for line in lines if line["loss"] is not None and line["iteration"] >= _WARM
-    }
+    trained = [line for line in lines if line["loss"] is not None and line["iteration"] >= _WARM]
+    seconds = {line["iteration"]: line["seconds"] for line in trained}
+    relative = expected({line["iteration"]: line["tokens"] for line in trained}, seconds)
     traced = {int(span.attributes["tandem.iteration"]) for span in receiver.spans if span.name == "iteration"}
     scraped = {iteration for iteration in seconds if is_scraped(iteration)}
     Console().print(json.dumps({"seconds": seconds, "traced": sorted(traced)}), soft_wrap=True)
     worst = 0.0
     for name, chosen in (("scraped", scraped), ("traced", traced & set(seconds))):
-        middle, low, high = slowdown(seconds, chosen)
+        middle, low, high = slowdown(relative, chosen)
         worst = max(worst, low)
         Console().print(
             f"{len(chosen)} {name} iterations are slower than the {len(seconds) - len(chosen)} others by {middle:+.1%} "
