@@ -8,7 +8,6 @@ report.json, and says on standard output, in a line of JSON a problem, how far i
 import argparse
 import asyncio
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from tandem_api.errors import Problem, UserError
 from tandem_api.logs import configure
 from tandem_api.scalars import seconds_of, some_bytes_of
 from tandem_orchestrator.curation.problems import CodeProblem, Judged, Ran, Rules, drawn, judge, read_problems, record
+from tandem_orchestrator.processors import usable_processors
 from tandem_orchestrator.sandbox.client import Sandbox, SandboxError
 from tandem_orchestrator.sandbox.guarantees import Guarantees, find_out
 from tandem_orchestrator.sandbox.runs import MIB, Limits, Outcome, Verdict
@@ -166,7 +166,7 @@ def main() -> None:
         guarantees = _holding()
         _say(problems=len(problems))
         limits = Limits(seconds=arguments.timeout, memory=arguments.memory, output=_OUTPUT)
-        with Sandbox(len(os.sched_getaffinity(0))) as sandbox:
+        with Sandbox(usable_processors()) as sandbox:
             counts = asyncio.run(curate(problems, Judge(sandbox, rules, limits, arguments.seed), arguments.out))
     except UserError as error:
         sys.exit(str(error))

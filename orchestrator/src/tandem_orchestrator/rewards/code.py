@@ -2,7 +2,6 @@
 """Programs run against tests in the sandbox (paper, section 2.3.5)."""
 
 import asyncio
-import os
 import re
 from collections import Counter
 from collections.abc import Collection
@@ -10,6 +9,7 @@ from collections.abc import Collection
 from tandem_api.errors import Problem, UserError
 from tandem_api.records import Record, TestCase
 from tandem_api.spec.rewards import CodeReward
+from tandem_orchestrator.processors import usable_processors
 from tandem_orchestrator.rewards.score import Score, Unscored
 from tandem_orchestrator.sandbox.client import Sandbox, SandboxError
 from tandem_orchestrator.sandbox.guarantees import Guarantees, find_out
@@ -38,7 +38,7 @@ class CodeScorer:
 
     def __init__(self, reward: CodeReward, where: str, without: Collection[str] = ()) -> None:
         self._reward = reward
-        self._sandbox = Sandbox(len(os.sched_getaffinity(0)), without)
+        self._sandbox = Sandbox(usable_processors(), without)
         self.verdicts: Counter[str] = Counter()
         self.guarantees = _holding(where, without)
         self._sandbox.start()

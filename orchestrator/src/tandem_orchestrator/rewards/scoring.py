@@ -2,12 +2,12 @@
 """Which reward scores which prompt, and the scorers of a run."""
 
 import asyncio
-import os
 from collections.abc import Iterable
 
 from tandem_api.errors import Problem, UserError
 from tandem_api.records import Record
 from tandem_api.spec.rewards import Reward
+from tandem_orchestrator.processors import usable_processors
 from tandem_orchestrator.rewards import user_callable
 from tandem_orchestrator.rewards.code import CodeScorer
 from tandem_orchestrator.rewards.exact import ExactScorer
@@ -31,7 +31,7 @@ class Scoring:
     """
 
     def __init__(self, rewards: tuple[Reward, ...]) -> None:
-        processes = max(1, min(_MOST_PROCESSES, len(os.sched_getaffinity(0)) // 2))
+        processes = max(1, min(_MOST_PROCESSES, usable_processors() // 2))
         self._rewards = rewards
         self._scorers = [_scorer(reward, f"spec.rewards[{index}]", processes) for index, reward in enumerate(rewards)]
 
