@@ -67,20 +67,31 @@ class Reporter:
         last = lines[-1] if lines else {}
         done, wanted = self._run.rollout_done()
         durable = await self._run.resume_point()
+        switch = self._ledger.last_switch
         return Progress(
             iteration=record.iteration,
             iterations=self._iterations,
-            reward=last.get("rewardMean"),
-            eval_accuracy=next((a for line in reversed(lines) if (a := line["evalAccuracy"]) is not None), None),
-            tokens_per_second=last.get("tokensPerSecond"),
+            reward=shown(last.get("rewardMean")),
+            eval_accuracy=shown(next((a for line in reversed(lines) if (a := line["evalAccuracy"]) is not None), None)),
+            tokens_per_second=shown(last.get("tokensPerSecond")),
             rollout_done=done,
             rollout_wanted=wanted,
             buffer=await self._run.buffer_counts(),
-            phase_seconds=dict(self._ledger.total),
-            last_switch=self._ledger.last_switch,
+            phase_seconds={name: round(seconds, 3) for name, seconds in self._ledger.total.items()},
+            last_switch=switch.model_copy(
+                update={
+                    "to_train_seconds": shown(switch.to_train_seconds),
+                    "to_rollout_seconds": shown(switch.to_rollout_seconds),
+                }
+            ),
             checkpoint_iteration=durable.iteration if durable.checkpoint else None,
             checkpoint_path=durable.checkpoint,
             skipped_records=self._run.skipped_records,
             buffer_full=self._run.buffer_full,
             error=record.reason if record.name in (PhaseName.FAILED, PhaseName.RECOVER) else None,
         )
+
+
+def shown(value: float | None) -> float | None:
+    """``value`` to four significant digits: people read it in columns, and metrics.jsonl has all of it."""
+    return None if value is None else float(f"{value:.4g}")
