@@ -48,6 +48,8 @@ _SENDERS = 16
 _BROKEN = {"hybrid": {"template": {"spec": {"nope": 1}}}}
 """A field that no pod has: the API server refuses this job's objects whenever the operator tries."""
 
+console = Console()
+
 
 @dataclass(slots=True)
 class Run:
@@ -160,6 +162,7 @@ async def measured(cluster: Cluster, etcd: EtcdServer, directory: Path, jobs: in
             await simulation.apply(names)
             await _until(lambda: simulation.planned.keys() >= set(names))
             run.planned = max(simulation.planned.values()) - began
+            console.log(f"{jobs:,} jobs planned in {run.planned:.1f} s; their pods start")
             await _until(lambda: simulation.ready >= set(names))
             run.ready = time.monotonic() - began
             after = requests(operator.metrics())
@@ -226,7 +229,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3, help="of few jobs alone and beside one that always fails")
     options = parser.parse_args()
-    runs, console = asyncio.run(measure(options.jobs, options.rounds)), Console()
+    runs = asyncio.run(measure(options.jobs, options.rounds))
     console.print(table(runs))
     made = (f"{verb} {kind} {count:.0f}" for (verb, kind), count in sorted(runs["many"].requests.items()) if count)
     console.print(f"requests of the run with many jobs: {', '.join(made)}")

@@ -9,6 +9,8 @@ IMAGE = "localhost/etcd:test"
 _ETCD = "/usr/local/bin/etcd"
 FAILING = [_ETCD, "--no-such-flag"]
 """A command that ends at once with exit code 2."""
+HUNGRY = {"command": [_ETCD, "--data-dir=/dev/shm/etcd"]}
+"""A container that takes 64 MiB of memory at once, for a log that is laid out in full."""
 
 
 def _serving(port: int) -> dict[str, Any]:

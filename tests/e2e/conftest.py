@@ -39,7 +39,7 @@ async def world(etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     """A namespace of its own, under the restricted profile."""
     monkeypatch.setitem(api.PLURALS, "CustomResourceDefinition", "customresourcedefinitions")
     monkeypatch.setitem(api.PLURALS, "Namespace", "namespaces")
-    monkeypatch.setitem(api.PLURALS, "Node", "nodes")
+    monkeypatch.setitem(api.PLURALS, "ResourceClaim", "resourceclaims")
     name = f"operator-{uuid.uuid4().hex[:8]}"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     async with Cluster(login) as cluster, Store(etcd.endpoints, timeout=2.0) as store:

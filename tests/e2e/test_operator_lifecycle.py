@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from etcd_server import EtcdServer
 from operator_process import OperatorProcess, World, eventually
-from tiny_pods import tiny
+from tiny_pods import HUNGRY, tiny
 
 from tandem_api.messages.phases import Desired, DesiredState, PhaseName
 from tandem_operator.cluster import JOB, POD, RLJOB, Kind, Selection
@@ -163,9 +163,10 @@ async def test_a_deleted_job_leaves_nothing(moment: str, world: World, operator:
 
 @whatever_becomes_of_the_operator
 async def test_an_oom_killed_container_never_leaves_running_for_ever(world: World, operator: OperatorProcess) -> None:
-    """The trainer's limit is less than its program needs, so the kernel kills it again and again."""
-    starved = {"resources": {"limits": {"memory": "12Mi"}}}
-    await world.submit(**tiny(trainer=starved), runPolicy={"maxRestarts": 1})
+    """The trainer's log, 64 MiB of shared memory, is more than its limit: the kernel kills it again and again."""
+    await world.submit(
+        **tiny(trainer={**HUNGRY, "resources": {"limits": {"memory": "40Mi"}}}), runPolicy={"maxRestarts": 1}
+    )
     told = await world.until_condition("sums", "Degraded", "OutOfMemory")
     assert "trainer" in told["message"]
     await world.until_condition("sums", "Failed", "RestartsExhausted", 90.0)
@@ -196,7 +197,11 @@ async def test_suspend_drains_and_frees_the_accelerators_and_resume_continues_wi
     await world.enter(PhaseName.SUSPENDED, epoch=4)
     await world.until_condition("sums", "Suspended", "Suspended")
     await until_there_is_nothing(world, claims)
-    assert await world.pods() == []
+
+    async def gone() -> bool:
+        return not await world.pods()
+
+    await eventually(gone)
 
     await world.change("sums", runPolicy={"suspend": False})
     await until_ready(world)
