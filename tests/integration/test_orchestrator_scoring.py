@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from math_pairs import HOSTILE, RIGHT, WRONG
+from math_pairs import DISAGREED, HOSTILE, RIGHT, WRONG
 
 from tandem_api.records import Record
 from tandem_api.spec.data import DataSpec
@@ -21,12 +21,12 @@ from tandem_orchestrator.rewards.reasoning import ReasoningGymScorer
 from tandem_orchestrator.rewards.score import Score, Unscored
 from tandem_orchestrator.rewards.user_callable import PythonScorer
 
-TIMEOUT = 5.0
+HOSTILE_SECONDS = 3.0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def math() -> AsyncIterator[MathScorer]:
-    scorer = MathScorer(MathReward(timeout=f"{TIMEOUT:g}s"), processes=1)
+    scorer = MathScorer(MathReward(timeout="60s"), processes=1)
     await scorer.score(record("1"), "1")
     yield scorer
     await scorer.close()
@@ -37,22 +37,40 @@ def record(answer: str | None, **fields: Any) -> Record:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_math_verdicts_agree_with_a_careful_reader(math: MathScorer):
-    verdicts = [(await math.score(record(answer), response)).correct for answer, response in (*RIGHT, *WRONG)]
-    expected = [True] * len(RIGHT) + [False] * len(WRONG)
-    pairs = zip((*RIGHT, *WRONG), verdicts, expected, strict=True)
-    assert [pair for pair, found, wanted in pairs if found is not wanted] == []
+async def test_math_verdicts_agree_with_a_careful_reader(math: MathScorer, capsys: pytest.CaptureFixture[str]):
+    table = [(pair, True) for pair in RIGHT] + [(pair, False) for pair in WRONG]
+    disagreed = []
+    for (answer, response), right in table:
+        if (await math.score(record(answer), response)).correct is not right:
+            disagreed.append((answer, response))
+    agreement = 1 - len(disagreed) / len(table)
+    with capsys.disabled():
+        print(f"\nmath verdicts: {agreement:.1%} of {len(table)} pairs agree")
+    assert len(table) + len(HOSTILE) >= 350
+    assert disagreed == list(DISAGREED)
+    assert agreement > 0.99
 
 
-@pytest.mark.asyncio(loop_scope="module")
-async def test_hostile_expressions_cost_no_more_than_the_timeout_and_are_never_right(math: MathScorer):
-    for response in HOSTILE[:3]:
+async def test_hostile_expressions_cost_no_more_than_the_timeout_and_are_never_right(
+    capsys: pytest.CaptureFixture[str],
+):
+    scorer = MathScorer(MathReward(timeout=f"{HOSTILE_SECONDS:g}s"), processes=2)
+    await scorer.score(record("42"), "42")
+
+    async def seconds(response: str) -> float:
         began = time.monotonic()
         with contextlib.suppress(Unscored):
-            assert not (await math.score(record("42"), response)).correct
-        # Measured from outside, on a machine that may be busy.
-        assert time.monotonic() - began < 2 * TIMEOUT
-        assert (await math.score(record("42"), "42")).correct
+            assert not (await scorer.score(record("42"), response)).correct
+        return time.monotonic() - began
+
+    pairs = zip(HOSTILE[::2], HOSTILE[1::2], strict=True)
+    longest = max([max(await asyncio.gather(seconds(first), seconds(second))) for first, second in pairs])
+    with capsys.disabled():
+        print(f"\nhostile expressions: the longest of {len(HOSTILE)} took {longest:.1f} s")
+    # Measured from outside, on a machine that may be busy; 5 s is the aim.
+    assert longest < 3 * HOSTILE_SECONDS
+    assert (await scorer.score(record("42"), "42")).correct
+    await scorer.close()
 
 
 async def test_made_problems_are_scored_by_the_package_that_made_them():

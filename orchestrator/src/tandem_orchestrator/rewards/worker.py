@@ -20,6 +20,7 @@ from typing import Any, TextIO
 type Score = Callable[[dict[str, Any], str], float]
 
 _GRACE = 5.0
+_THOUSANDS = re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))")
 _EXPONENT = re.compile(r"[-+]?\d*\.?\d+[eE][-+]?\d+")
 
 
@@ -31,7 +32,8 @@ def load_math() -> Score:
 
     def parsed(text: str) -> list[Any]:
         # Time is limited from outside, by killing this process: the package's own alarm cannot stop a long C call.
-        found: list[Any] = parse(text.replace(r"\$", ""), parsing_timeout=None)
+        plain = _THOUSANDS.sub("", text.replace(r"\$", "").replace(r"\varnothing", r"\emptyset"))
+        found: list[Any] = parse(plain, parsing_timeout=None)
         return found
 
     def reference(answer: str) -> list[Any]:
