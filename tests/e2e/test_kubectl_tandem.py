@@ -135,11 +135,13 @@ async def store(operated: str, tmp_path: Path) -> AsyncIterator[Store]:
     with etcd_server(tmp_path) as running:
         process = OperatorProcess(tmp_path, operated, running.endpoints, "one")
         process.start()
-        await eventually(process.ready)
-        async with Store(running.endpoints) as opened:
-            yield opened
-        await process.stop()
-        print(process.log)
+        try:
+            await eventually(process.ready)
+            async with Store(running.endpoints) as opened:
+                yield opened
+        finally:
+            await process.stop()
+            print(process.log)
 
 
 async def asked(*arguments: str, status: int = 0) -> str:
