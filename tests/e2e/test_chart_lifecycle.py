@@ -123,6 +123,7 @@ def test_uninstalling_deletes_no_job_and_leaves_what_the_notes_name(release: Rel
     assert left == {
         f"PersistentVolumeClaim/data-{RELEASE}-etcd-0",
         f"Secret/{RELEASE}-etcd-root",
+        f"Secret/{RELEASE}-etcd-tls",
     }
 
 

@@ -64,8 +64,9 @@ async def sidecar(env: Environment) -> None:
         collected = registry()
         metrics = MemberMetrics(collected)
         stack.enter_context(served(member.address, collected))
+        credentials = secrets.etcd_username, secrets.etcd_password
         store = await stack.enter_async_context(
-            Store(env.etcd_endpoints(), secrets.etcd_username, secrets.etcd_password)
+            Store(env.etcd_endpoints(), *credentials, authorities=env.etcd_authorities())
         )
         work = await stack.enter_async_context(WorkClient(env.text(names.ORCHESTRATOR_URL), secrets.token))
         engine = Engine(job, Path(model), run_dir, metrics)
