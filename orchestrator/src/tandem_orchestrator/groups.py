@@ -13,6 +13,9 @@ from tandem_orchestrator.buffer import GroupRow, Kind, ScoreRow, SegmentRow, Sta
 LEAST_SAMPLES = 2
 """A group of fewer scored samples has no baseline, and is given up."""
 
+MOST_NEW = 2
+"""Batches' worth of groups that one iteration may begin (partial rollouts)."""
+
 _SETTLED = (State.SCORED, State.DROPPED)
 
 
@@ -167,14 +170,16 @@ class Rules:
     def room(self, book: Book, in_play: int) -> int:
         """New groups to begin in the place of those that rest, so that a batch's worth of trajectories is in play.
 
-        None once the batch waits only for what cannot wait, and none beyond what can be trained on in time: an
-        iteration trains on ``promptsPerIteration`` groups, and every group is settled after ``overlapIterations`` more.
+        None once the batch waits only for what cannot wait, and no more than :data:`MOST_NEW` batches' worth in an
+        iteration: with a budget that few groups finish within, it would begin groups until chance completes enough,
+        and leave the others to grow old together.
         """
         wanted = self.rollout.prompts_per_iteration
-        if len(book.ready) >= wanted:
+        room = wanted - -(-in_play // self.rollout.samples_per_prompt)
+        if room <= 0 or len(book.ready) >= wanted:
             return 0
-        timely = wanted * (1 + self.rollout.overlap_iterations) - book.unsettled[Kind.TRAIN]
-        return max(0, min(timely, wanted - -(-in_play // self.rollout.samples_per_prompt)))
+        begun = sum(group.row.iteration == self.iteration for group in book.of(Kind.TRAIN))
+        return max(0, min(room, MOST_NEW * wanted - begun))
 
     def full(self, book: Book) -> bool:
         """Whether the batch is complete.

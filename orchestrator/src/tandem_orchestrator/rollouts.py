@@ -304,11 +304,11 @@ class Rollout:
             self._all_rest()
 
     def _all_rest(self) -> None:
-        """No group may be begun any more and every trajectory has spent its budget: the batch is what is ready.
+        """No group may be begun any more and every trajectory has spent its budget: half a batch is enough to train on.
 
-        While nothing is, the budgets start over.
+        With less than that, the budgets start over.
         """
-        if self._book.ready:
+        if 2 * len(self._book.ready) >= self._spec.rollout.prompts_per_iteration:
             self._all_spent = True
             return
         for trajectory in self._book.trajectories.values():
