@@ -7,6 +7,7 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ class JobOfPods:
 
     def drive(self) -> asyncio.Task[PhaseRecord]:
         """Start an orchestrator; it ends with the context."""
-        job = Job(self.job.namespace, self.keys.name, self.job.uid, self.job.spec)
+        job = replace(self.job, name=self.keys.name)
         metrics = RunMetrics(self.job.spec, self._directory / "state", CollectorRegistry())
         driving = asyncio.create_task(Driver(job, self.run, self.store, "orchestrator", metrics).drive())
 

@@ -207,10 +207,10 @@ class Checks:
         """Two iterations in one go, and the second one by a new policy from a checkpoint between them."""
         from tandem_trainer.checkpoint import Checkpoints, Counters
 
-        checkpoints = Checkpoints(self._scratch / f"checkpoints-{dtype}", keep=1)
+        checkpoints = Checkpoints(self._scratch / f"checkpoints-{dtype}")
         through = self.seeded(dtype)
         self.iterate(through, 0)
-        path = checkpoints.save(through, Counters(1, 1))
+        path = checkpoints.save(through, Counters(1, 1), keep=1)
         expected = [self.iterate(through, iteration) for iteration in (1, 2)]
         resumed = self.policy(through.hf_config, dtype)
         counters = checkpoints.load(resumed, path)

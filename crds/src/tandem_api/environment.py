@@ -4,11 +4,15 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import structlog
 
 from tandem_api.errors import Problem, UserError
 from tandem_api.spec import RLJobSpec
+
+log = structlog.get_logger()
 
 JOB_FILE = "TANDEM_JOB_FILE"
 SECRETS_DIR = "TANDEM_SECRETS_DIR"
@@ -37,14 +41,18 @@ METRICS_PORT = 9400
 RENDEZVOUS_PORT = 29400
 
 
+_CHANGEABLE = ("schedule", "checkpoint", "run_policy")
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One RLJob as its processes see it."""
+    """One RLJob as its processes see it. ``file`` is where it was read from."""
 
     namespace: str
     name: str
     uid: str
     spec: RLJobSpec
+    file: Path | None = field(default=None, compare=False)
 
     @staticmethod
     def read(path: Path) -> "Job":
@@ -55,9 +63,28 @@ class Job:
         """
         try:
             raw = json.loads(path.read_text())
-            return Job(raw["namespace"], raw["name"], raw["uid"], RLJobSpec.model_validate(raw["spec"]))
+            return Job(raw["namespace"], raw["name"], raw["uid"], RLJobSpec.model_validate(raw["spec"]), path)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(Problem(str(path), f"is not a readable job file: {error}")) from error
+
+    def refreshed(self) -> "Job":
+        """The job as its file has it now: what may change while a job runs is taken from there, nothing else.
+
+        A kubelet brings a mounted ConfigMap up to date within about a minute. A file that cannot be read changes
+        nothing.
+        """
+        if self.file is None:
+            return self
+        try:
+            now = Job.read(self.file)
+        except UserError as error:
+            log.warning("the job file cannot be read again", error=str(error))
+            return self
+        if now.uid != self.uid:
+            return self
+        changed = {name: getattr(now.spec, name) for name in _CHANGEABLE}
+        iterations = max(self.spec.iterations, now.spec.iterations)
+        return replace(self, spec=self.spec.model_copy(update={**changed, "iterations": iterations}))
 
     def dump(self) -> str:
         """The job file's text."""

@@ -10,7 +10,7 @@ import structlog
 from tandem_api.environment import Job
 from tandem_api.errors import Fenced, RunFailed, TryAgain
 from tandem_api.keys import JobKeys
-from tandem_api.messages.phases import DesiredState, PhaseName, PhaseRecord
+from tandem_api.messages.phases import DesiredState, PhaseName, PhaseRecord, Progress
 from tandem_api.spec import RLJobSpec
 from tandem_api.spec.lifecycle import PhaseDeadlines
 from tandem_orchestrator.attendance import Attendance, Ended, wanted
@@ -47,7 +47,7 @@ class Driver:
     def __init__(
         self, job: Job, run: Run, store: Store, identity: str, metrics: RunMetrics, traces: "Traces | None" = None
     ) -> None:
-        self._spec = job.spec
+        self._job = job
         self._run = run
         self._store = store
         self._identity = identity
@@ -62,6 +62,7 @@ class Driver:
         async with Mirror(self._store, self._keys.prefix) as mirror:
             self._mirror = mirror
             self._leadership = leadership = await self._win_leadership()
+            await self._remember_checkpoint()
             self._attendance = Attendance(mirror, self._keys, self._run, leadership)
             self._reporter = Reporter(
                 self._store, mirror, self._keys, leadership, self._run, self._spec.iterations, self._ledger,
@@ -76,6 +77,20 @@ class Driver:
                 reporting.cancel()
                 await asyncio.wait([reporting])
                 await leadership.lease.revoke()
+
+    async def _remember_checkpoint(self) -> None:
+        """A buffer that was lost with its volume no longer knows the checkpoint that there is; etcd still does."""
+        entry = self._mirror.entries.get(self._keys.progress)
+        if entry is None or (await self._run.resume_point()).checkpoint is not None:
+            return
+        known = Progress.model_validate_json(entry.value)
+        if known.checkpoint_path is not None and known.checkpoint_iteration is not None:
+            log.warning(
+                "the replay buffer is new; going on from the checkpoint that etcd names",
+                iteration=known.checkpoint_iteration,
+                path=known.checkpoint_path,
+            )
+            await self._run.durable(known.checkpoint_iteration, known.checkpoint_path)
 
     async def _win_leadership(self) -> Leadership:
         while True:
@@ -109,6 +124,7 @@ class Driver:
     async def _step(self, seen: SeenPhase) -> Next | None:
         """See a phase to its end; what follows it, or None after the last."""
         ended = await self._attendance.attend(seen.record)
+        self._take_changes()
         await self._settlement.settle(seen.record, ended, running=self._desired is DesiredState.RUNNING)
         if seen.record.name is PhaseName.SUCCEEDED:
             return None
@@ -116,11 +132,26 @@ class Driver:
             await self._rest()
         return next_phase(seen.record, await self._facts(seen.record, ended))
 
+    @property
+    def _spec(self) -> RLJobSpec:
+        return self._job.spec
+
+    def _take_changes(self) -> None:
+        """What the user has changed of the job counts from the next phase on."""
+        job = self._job.refreshed()
+        if job.spec == self._spec:
+            return
+        log.info("the job was changed", iterations=job.spec.iterations)
+        self._job = job
+        self._run.adopt(job)
+        self._settlement.iterations = self._reporter.iterations = job.spec.iterations
+
     async def _rest(self) -> None:
         """Everything is saved: say so, and wait until the user wants something else than a suspended job."""
         await self._reporter.publish()
         suspended = DesiredState.SUSPENDED
         await self._mirror.until(lambda entries: True if wanted(entries, self._keys).state is not suspended else None)
+        self._take_changes()
 
     @property
     def _desired(self) -> DesiredState:
@@ -161,6 +192,7 @@ class Driver:
             checkpoint=following.checkpoint,
             save=saves(following, self._spec, self._resume_point, checkpoint_wanted),
             restarts=following.restarts,
+            iterations=self._spec.iterations,
             reason=following.reason,
         )
         before = self._run.buffer_full_seconds

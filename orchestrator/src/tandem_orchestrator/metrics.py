@@ -44,7 +44,8 @@ class RunMetrics:
         self._learning = _LearningMetrics(registry)
         self._buffer = _BufferMetrics(registry)
         self._checkpoint = gauge(declared.CHECKPOINT_ITERATION, registry)
-        gauge(declared.ITERATIONS, registry).set(spec.iterations)
+        self._iterations = gauge(declared.ITERATIONS, registry)
+        self._iterations.set(spec.iterations)
         self._count_on(state_dir / "timeline.jsonl")
 
     def entered(self, record: PhaseRecord) -> None:
@@ -75,6 +76,7 @@ class RunMetrics:
     def progressed(self, progress: Progress) -> None:
         """How far the run is."""
         self._checkpoint.set(progress.checkpoint_iteration or 0)
+        self._iterations.set(progress.iterations)
         self._switches.switched(progress.last_switch)
         self._buffer.holds(progress, self._state_dir)
 

@@ -40,7 +40,8 @@ class Reporter:
         self._keys = keys
         self._leadership = leadership
         self._run = run
-        self._iterations = iterations
+        self.iterations = iterations
+        """How many the user wants; it may grow."""
         self._ledger = ledger
         self._metrics = metrics
 
@@ -70,7 +71,7 @@ class Reporter:
         switch = self._ledger.last_switch
         return Progress(
             iteration=record.iteration,
-            iterations=self._iterations,
+            iterations=self.iterations,
             reward=shown(last.get("rewardMean")),
             eval_accuracy=shown(next((a for line in reversed(lines) if (a := line["evalAccuracy"]) is not None), None)),
             tokens_per_second=shown(last.get("tokensPerSecond")),

@@ -88,6 +88,10 @@ class Run:
         self._summaries = {n: BatchSummary.parse(text) for n, text in (await buffer.summaries()).items()}
         self._evaluations = {n: EvaluationResult.parse(text) for n, text in (await buffer.evaluations()).items()}
 
+    def adopt(self, job: Job) -> None:
+        """Go on with what the user has changed of the job; a rollout that is open ends as it began."""
+        self._job = job
+
     async def resume_point(self) -> ResumePoint:
         """The newest checkpoint known to be durable."""
         found = await self._opened.buffer.newest_checkpoint()

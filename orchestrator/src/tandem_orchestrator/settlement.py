@@ -27,7 +27,8 @@ class Settlement:
         self, run: Run, iterations: int, ledger: Ledger, metrics: RunMetrics, traces: "Traces | None" = None
     ) -> None:
         self._run = run
-        self._iterations = iterations
+        self.iterations = iterations
+        """How many the user wants; it may grow."""
         self._ledger = ledger
         self._metrics = metrics
         self._traces = traces
@@ -62,7 +63,7 @@ class Settlement:
             log.error("the phase failed", name=record.name, iteration=record.iteration, failure=ended.failure)
             return
         match record.name:
-            case PhaseName.ROLLOUT if record.iteration >= self._iterations:
+            case PhaseName.ROLLOUT if record.iteration >= self.iterations:
                 await self._close_rollout(running)
                 self._write_metrics(record.iteration, record.weight_version, now)
                 self.evaluated = self._run.rollout_complete

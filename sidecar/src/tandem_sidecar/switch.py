@@ -11,6 +11,7 @@ from tandem_api.errors import MemberFailed, TryAgain
 from tandem_api.messages.phases import PhaseRecord
 from tandem_api.messages.trainer import Checkpoint, Export, FinishRun, Load, Offload, TrainerReply, TrainStep, Warmup
 from tandem_api.spec.hybrid import Release
+from tandem_api.spec.lifecycle import PhaseDeadlines
 from tandem_api.utilisation import ROLLOUT_SECONDS
 from tandem_sidecar.engine import Engine
 from tandem_sidecar.memory import DeviceMemory, Residuals
@@ -52,7 +53,12 @@ class Switch:
         self._released = True
         self._serving: int | None = None
         self._probe = probe_tokens(model, job.spec.seed)
-        self._deadlines = job.spec.schedule.phase_deadlines
+
+    @property
+    def _deadlines(self) -> PhaseDeadlines:
+        """As they are now: they may be changed while the job runs."""
+        self._job = self._job.refreshed()
+        return self._job.spec.schedule.phase_deadlines
 
     async def start(self, record: PhaseRecord, part: Part) -> None:
         """Bring the engine up with the device to itself, release it, then let the trainer load."""
@@ -171,6 +177,7 @@ class Switch:
             epoch=record.epoch,
             iteration=record.iteration,
             weight_version=record.weight_version,
+            iterations=record.iterations,
             save=record.save,
         )
         with part.step("train"):

@@ -40,18 +40,17 @@ class Counters:
 
 class Checkpoints:
     """The checkpoints of a job below ``directory``, which all ranks share: ``iter-0000012/`` and so on, and the file
-    ``latest`` with the name of the newest. The ``keep`` newest stay. All methods are collective.
+    ``latest`` with the name of the newest. All methods are collective.
     """
 
-    def __init__(self, directory: Path, keep: int) -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._keep = keep
 
     def path(self, iteration: int) -> Path:
         return self._directory / f"iter-{iteration:07d}"
 
-    def save(self, policy: Policy, counters: Counters) -> Path:
-        """Write a checkpoint, in place of an older one of the same iteration."""
+    def save(self, policy: Policy, counters: Counters, keep: int) -> Path:
+        """Write a checkpoint, in place of an older one of the same iteration; the ``keep`` newest stay."""
         path = self.path(counters.iteration)
         unfinished = path.with_name(f".{path.name}.unfinished")
         if dist.get_rank() == 0:
@@ -66,7 +65,7 @@ class Checkpoints:
         # Every rank checks that it stored its own part; what all ranks should agree on is a few numbers.
         dist_checkpointing.save(state, str(unfinished), validate_access_integrity=False, async_strategy="mcore")
         if dist.get_rank() == 0:
-            self._publish(unfinished, path)
+            self._publish(unfinished, path, keep)
         dist.barrier()
         return path
 
@@ -97,7 +96,7 @@ class Checkpoints:
         megatron_fixes.separate_steps(policy.optimizer)
         return Counters(**saved["counters"])
 
-    def _publish(self, unfinished: Path, path: Path) -> None:
+    def _publish(self, unfinished: Path, path: Path, keep: int) -> None:
         replaced = path.with_name(f".{path.name}.replaced")
         shutil.rmtree(replaced, ignore_errors=True)
         if path.exists():
@@ -107,7 +106,7 @@ class Checkpoints:
         pointer.write_text(path.name)
         pointer.rename(self._directory / LATEST)
         shutil.rmtree(replaced, ignore_errors=True)
-        for old in self._all()[: -self._keep]:
+        for old in self._all()[:-keep]:
             if old != path:
                 shutil.rmtree(old)
 

@@ -67,12 +67,13 @@ class Trainer:
     """
 
     def __init__(self, job: Job, places: Places, device: Device) -> None:
+        self._job = job
         self._spec = job.spec
         self._places = places
         self._device = device
         self._local_rank = int(os.environ["LOCAL_RANK"])
         self._model_directory = model_directory(self._spec.model, places.run_dir / f"trainer-{self._local_rank}")
-        self._checkpoints = Checkpoints(places.checkpoint_dir, self._spec.checkpoint.keep)
+        self._checkpoints = Checkpoints(places.checkpoint_dir)
         self._exporter = self._make_exporter()
         self._policy: Policy | None = None
         self._loaded = False
@@ -155,7 +156,8 @@ class Trainer:
         )
         batch = self._fetch(f"batches/{command.iteration}", most + _HEADER_BYTES, command.iteration)
         fetched = perf_counter()
-        settings = IterationSettings(self._spec.algorithm, self._spec.trainer, self._spec.iterations, self._spec.seed)
+        iterations = command.iterations or self._spec.iterations
+        settings = IterationSettings(self._spec.algorithm, self._spec.trainer, iterations, self._spec.seed)
         result = train_iteration(policy, batch, settings, command.iteration, command.weight_version)
         self._counters = Counters(command.iteration + 1, command.weight_version + 1)
         log.info("the policy is updated", iteration=command.iteration, loss=result.measured["loss"])
@@ -214,7 +216,7 @@ class Trainer:
         policy = self._ready()
         if self._saved == self._counters:
             return str(self._checkpoints.path(self._counters.iteration))
-        path = self._checkpoints.save(policy, self._counters)
+        path = self._checkpoints.save(policy, self._counters, self._job.refreshed().spec.checkpoint.keep)
         self._saved = self._counters
         log.info("a checkpoint is saved", iteration=self._counters.iteration, path=str(path))
         return str(path)

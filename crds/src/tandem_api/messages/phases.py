@@ -53,7 +53,8 @@ class PhaseRecord(Message):
     ``world`` grows with every recovery. ``members`` are the indices that must ack. Times are Unix seconds;
     ``deadline`` is None where a phase has none. ``checkpoint`` names the checkpoint to load (Start, Recover);
     ``save`` asks the trainers for a checkpoint at the end of their part (Train, Warmup, Suspended). ``restarts`` counts
-    the recoveries so far: it is kept here so that it outlives the orchestrator.
+    the recoveries so far: it is kept here so that it outlives the orchestrator. ``iterations`` is how many there are to
+    be, which may grow: all trainers must take the same number for theirs.
     """
 
     epoch: int
@@ -67,6 +68,7 @@ class PhaseRecord(Message):
     checkpoint: str | None = None
     save: bool = False
     restarts: int = 0
+    iterations: int | None = None
     reason: str | None = None
 
 

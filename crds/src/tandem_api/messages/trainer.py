@@ -38,12 +38,16 @@ class Warmup(Message):
 
 
 class TrainStep(Message):
-    """One iteration: pull the batch of ``iteration`` from the orchestrator and update the policy."""
+    """One iteration: pull the batch of ``iteration`` from the orchestrator and update the policy.
+
+    ``iterations`` is how many there are to be; absent: as many as when the trainer started.
+    """
 
     command: Literal["step"] = "step"
     epoch: int
     iteration: int
     weight_version: int
+    iterations: int | None = None
     save: bool = False
 
 
