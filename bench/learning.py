@@ -15,6 +15,9 @@ from runs import ROOT, run
 
 LEAST_GAIN = 0.25
 LEAST_END = 0.75
+BUDGET = 12
+"""Responses with their working shown are about twice as long: they go on in the next iteration, on other weights."""
+
 MOST_CONTROL_GAIN = LEAST_GAIN / 2  # rewards without meaning let the policy drift, either way
 
 CONTROL = {
@@ -32,6 +35,7 @@ def main() -> int:
     table = Table("run", "after warm-up", "at the end", "gain", "minutes", "as wanted")
     good = True
     cases = [(f"seed {seed}", {"spec.seed": seed}, False) for seed in options.seeds]
+    cases.append(("partial rollouts", {"spec.seed": options.seeds[0], "spec.rollout.tokenBudget": BUDGET}, False))
     cases.append(("control: shuffled rewards", {"spec.seed": options.seeds[0], **CONTROL}, True))
     for name, changes, control in cases:
         lines = run(

@@ -135,6 +135,21 @@ async def test_without_a_budget_segments_of_other_weights_are_refused(tmp_path: 
     assert "weights 0 wrote it" in receipt.refused[stale.trajectory]
 
 
+async def test_without_a_budget_every_batch_is_of_its_iterations_weights_alone_and_begins_afresh(tmp_path: Path):
+    async with running(tmp_path) as run:
+        for iteration in range(3):
+            await run.open_rollout(iteration, iteration, (0,))
+            run.serve(iteration + 1)
+            engine = Engine(run, iteration + 1)
+            leases = await engine.lease()
+            assert {lease.offset for lease in leases} == {0}
+            await engine.store(*(engine.respond(lease, iteration) for lease in leases[:-1]))
+            await engine.store(segment(leases[-1], token_ids("=1"), Finish.ABORT, version=iteration))
+            await run.close_rollout()
+            tensors = await tensors_of(run, iteration)
+            assert np.unique(tensors["versions"][tensors["lossMask"] == 1]).tolist() == [iteration]
+
+
 async def test_a_refused_trajectory_is_leased_again(tmp_path: Path):
     async with running(tmp_path) as run:
         await run.open_rollout(0, 0, (0,))

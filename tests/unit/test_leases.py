@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leases: each trajectory is waiting or with exactly one member, whatever happens."""
 
-from hypothesis import settings
+import math
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -82,6 +84,52 @@ def test_renewing_what_another_holds_changes_nothing():
     leases.grant(A, 1, 0.0)
     leases.renew(B, ["one"], 9.0)
     assert leases.expire(10.0) == ["one"]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 50)), max_size=30), st.integers(1, 40))
+def test_whatever_waits_goes_urgent_first_then_longest_first(tasks: list[tuple[bool, int]], capacity: int):
+    leases = leases_of(*(Task(f"{n}", urgent, length) for n, (urgent, length) in enumerate(tasks)))
+    granted = leases.grant(A, capacity, 0.0)
+    order = [(not task.urgent, -task.generated) for task in granted]
+    assert order == sorted((not urgent, -length) for urgent, length in tasks)[:capacity]
+
+
+@given(st.lists(st.floats(1.0, 1000.0), min_size=1, max_size=6), st.integers(1, 200), st.randoms())
+def test_each_gets_its_part_by_speed_whoever_asks_first_and_nothing_is_left(speeds: list[float], count: int, random):
+    leases = Leases(10.0, dict.fromkeys(range(len(speeds)), 0.0), dict(enumerate(speeds)))
+    for n in range(count):
+        leases.add(Task(f"{n}"))
+    members = list(range(len(speeds)))
+    random.shuffle(members)
+    for member in members:
+        held = len(leases.grant(Holder(member, "a"), 1000, 0.0))
+        assert held <= max(1, math.ceil(count * speeds[member] / sum(speeds) + 1e-9))
+    assert leases.waiting == 0
+
+
+@given(st.lists(st.sampled_from([None, 0, 1, 2]), max_size=40), st.lists(st.integers(0, 2), max_size=20))
+def test_nobody_takes_what_another_has_cached_while_anything_else_waits(formers: list[int | None], asking: list[int]):
+    leases = leases_of(*(Task(f"{n}", former=former) for n, former in enumerate(formers)), members=(0, 1, 2))
+    waiting = dict(enumerate(formers))
+    for member in asking:
+        for task in leases.grant(Holder(member, "a"), 2, 0.0):
+            own = [former for former in waiting.values() if former == member]
+            free = [former for former in waiting.values() if former is None]
+            assert task.former == member or (task.former is None and not own) or not (own or free)
+            del waiting[int(task.trajectory)]
+
+
+@given(st.integers(1, 60), st.floats(0.0, 9.0), st.integers(1, 5))
+def test_what_a_dead_member_held_is_with_the_others_once_it_ran_out(count: int, later: float, others: int):
+    leases = leases_of(*(Task(f"{n}") for n in range(count)), members=tuple(range(others + 1)))
+    held = leases.grant(A, 1000, 0.0)
+    survivors = [Holder(member + 1, "a") for member in range(others)]
+    now = 10.0 + later
+    assert sorted(leases.expire(now)) == sorted(names(held))
+    for survivor in survivors * 2:
+        leases.grant(survivor, 1000, now)
+    assert leases.waiting == 0
+    assert all(leases.holder(f"{n}") in survivors for n in range(count))
 
 
 class LeaseMachine(RuleBasedStateMachine):
