@@ -42,7 +42,7 @@ MOST_SLOWDOWN = 1.2
 MOST_GROWTH = 1.05
 """Requests per job with ten times as many jobs."""
 
-_COLUMNS = ("jobs", "planned s", "p50 s", "p99 s", "ready s", "requests/job", "CPU s", "RSS MiB")
+_COLUMNS = ("jobs", "planned", "p50", "p99", "ready", "requests", "CPU", "MiB")
 _PATIENCE = 900.0
 _SENDERS = 16
 _BROKEN = {"hybrid": {"template": {"spec": {"nope": 1}}}}
@@ -182,8 +182,9 @@ async def _until(reached: Callable[[], bool]) -> None:
 
 
 def table(runs: dict[str, Run]) -> Table:
-    """Times in seconds from the first job's creation; ``ready`` waits for the controllers that make the pods."""
-    shown = Table("run", *(Column(title, justify="right") for title in _COLUMNS))
+    """The runs, one a row. ``ready`` waits for the controllers that make the pods."""
+    units = "times in seconds; p50 and p99 of a job's wait; API requests per job; the operator's CPU time and memory"
+    shown = Table("run", *(Column(title, justify="right") for title in _COLUMNS), caption=units)
     for title, run in runs.items():
         seconds = (run.planned, statistics.median(run.waits), run.p99, run.ready)
         memory = run.memory / 2**20
