@@ -8,7 +8,10 @@ have. Then: how the time grows with the model's size, between two processes, and
 import argparse
 import json
 import os
+import signal
+import socket
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,7 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tandem_api.spec.model import DType
 from tandem_handoff import Exporter, Verify
-from tandem_handoff.bench import Handoff, Receiver, Use, compared, transformer_like
+from tandem_handoff.bench import Handoff, Receiver, Use, compared, filled, transformer_like
 
 Tensors = list[tuple[str, torch.Tensor]]
 CPU = torch.device("cpu")
@@ -68,10 +71,11 @@ class Trainer:
         self.model = model
         self.tmpfs = tmpfs
         self.versions: list[Tensors] = []
+        with torch.device("meta"):
+            shapes = {name: tuple(it.shape) for name, it in AutoModelForCausalLM.from_config(config).named_parameters()}
         for seed in (1, 2):
-            torch.manual_seed(seed)
-            made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-            self.versions.append([(name, parameter.detach()) for name, parameter in made.named_parameters()])
+            noise = torch.randn(2**21, generator=torch.Generator().manual_seed(seed)).mul(0.05).bfloat16()
+            self.versions.append([(name, filled(shape, noise)) for name, shape in shapes.items()])
         self.nbytes = sum(tensor.nbytes for _, tensor in self.versions[0])
 
     def write(self, version: int) -> None:
@@ -169,14 +173,14 @@ def side_by_side(trainer: Trainer, directory: Path, rounds: int) -> list[Row]:
     again = Engine(trainer.model, directory, "bfloat16", arguments)
     try:
         again.wait()
-        rows.append(Row("restart of the engine", [time.perf_counter() - began], trainer.nbytes, {}))
+        rows += show([Row("restart of the engine", [time.perf_counter() - began], trainer.nbytes, {})])
     finally:
         again.close()
     return rows
 
 
-def report(rows: list[Row]) -> list[Row]:
-    """Prints rows."""
+def show(rows: list[Row]) -> list[Row]:
+    """Prints rows as soon as they are known; the same rows."""
     print(*rows, sep="\n", flush=True)
     return rows
 
@@ -197,7 +201,7 @@ def _measured(ways: Ways, actions: dict[str, Callable[[int], dict[str, float]]],
     for name, found in seen.items():
         medians = {part: statistics.median(parts[part] for parts in found) for part in found[0] if part != "whole"}
         rows.append(Row(name, [parts["whole"] for parts in found], ways.trainer.nbytes, medians))
-    return rows
+    return show(rows)
 
 
 def copies(tensors: Tensors, rounds: int) -> Row:
@@ -267,8 +271,6 @@ def _packed_layout(tensors: Tensors) -> list[Layout]:
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -280,9 +282,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=MODEL["num_hidden_layers"])
     parser.add_argument("--largest-mib", type=int, default=max(SIZES_MIB))
-    parser.add_argument("--plot", type=Path, default=Path("docs/handoff-scaling.svg"))
+    parser.add_argument("--no-engine", action="store_true", help="only what needs no vLLM")
+    parser.add_argument("--plot", type=Path, default=Path("docs/figures/handoff-scaling.svg"))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the engines are ended on the way out
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for vLLM's worker
     with (
         tempfile.TemporaryDirectory(prefix="handoff-") as directory,
@@ -294,10 +298,11 @@ def main() -> None:
         print(
             f"{trainer.nbytes / 1e9:.2f} GB of bfloat16 in {len(trainer.versions[0])} tensors, load {os.getloadavg()}"
         )
-        rows = [copies(trainer.versions[0], options.rounds), *own_work(trainer.versions[0], options.rounds)]
-        rows += side_by_side(trainer, Path(directory), options.rounds)
-    print(f"{'':34}{'median':>11} {'best':>11}")
-    print(*rows, sep="\n")
+        print(f"{'':34}{'median':>11} {'best':>11}")
+        rows = show([copies(trainer.versions[0], options.rounds), *own_work(trainer.versions[0], options.rounds)])
+        if not options.no_engine:
+            rows += side_by_side(trainer, Path(directory), options.rounds)
+    del trainer
     points = scaling(tuple(size for size in SIZES_MIB if size <= options.largest_mib), options.rounds)
     options.plot.write_text(draw(points))
     print(json.dumps([row.__dict__ for row in rows]))

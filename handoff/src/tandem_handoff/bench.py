@@ -77,7 +77,7 @@ def transformer_like(nbytes: int, device: torch.device, hidden: int = 1024) -> T
     while left > 0:
         shapes += [(f"layers.{len(shapes)}.{name}", shape) for name, shape in layer]
         left -= 26 * hidden**2
-    return [(name, _filled(shape, noise)) for name, shape in shapes]
+    return [(name, filled(shape, noise)) for name, shape in shapes]
 
 
 class Receiver:
@@ -233,7 +233,8 @@ def _seconds(action: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def _filled(shape: tuple[int, ...], noise: torch.Tensor) -> torch.Tensor:
+def filled(shape: tuple[int, ...], noise: torch.Tensor) -> torch.Tensor:
+    """A tensor of the noise's dtype and device that repeats it; drawing as much would take far longer."""
     tensor = torch.empty(shape, dtype=noise.dtype, device=noise.device)
     for piece in tensor.view(-1).split(noise.numel()):
         piece.copy_(noise[: piece.numel()])
