@@ -33,6 +33,7 @@ from rollout_simulation import (
     lognormal,
     long_thoughts,
 )
+from runs import ROOT
 
 from tandem_api.environment import Job
 from tandem_api.spec import RLJobSpec
@@ -41,6 +42,7 @@ from tandem_sidecar.metrics import MemberMetrics
 from tandem_sidecar.rollouts import Rollouts
 from tandem_sidecar.work_client import WorkClient
 
+SPEED = ROOT / "runs" / "rollouts" / "speed.json"
 SAMPLES = 8
 LONGEST_RESPONSE = 32768
 BUDGET = 16384
@@ -56,7 +58,7 @@ REAL_SCALE = LONGEST_RESPONSE * 2 // LONGEST
 
 
 def job(directory: Path, prompts: int, longest: int, budget: int | None) -> Job:
-    """A job of which only the rollouts matter."""
+    """A job of which only the rollouts matter; its vocabulary has room for any token of the real engine's."""
     path = directory / "prompts.jsonl"
     records = (
         {"id": f"p{n}", "domain": "none", "prompt": str(n), "answer": "none"} for n in range(max(8000, prompts * 24))
@@ -71,7 +73,7 @@ def job(directory: Path, prompts: int, longest: int, budget: int | None) -> Job:
             "source": {
                 "random": {
                     "config": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]},
-                    "tokenizer": {"characters": "".join(chr(33 + n) for n in range(90))},
+                    "tokenizer": {"characters": "0123456789" + "".join(chr(0x4E00 + n) for n in range(1000))},
                 }
             }
         },
@@ -169,39 +171,42 @@ def add(table: Table, synchronous: Row, partial: Row) -> bool:
     return partial.of_ideal >= LEAST_UTILISATION and synchronous.per_token / partial.per_token >= LEAST_SPEEDUP
 
 
-async def bench(options: argparse.Namespace) -> int:
-    console = Console()
-    table = Table("lengths", "engines", "rollouts", "iteration s", "of the ideal", "s per 1M trained", "x", "oldest")
+async def measure(table: Table, console: Console, iterations: int) -> SpeedCurve:
+    """Measure a real vLLM, and let it roll out."""
     async with scripted_engine() as client:
         curve = await speed_curve(client)
         whole, streamed = await streaming_cost(client)
-        steps = ", ".join(
-            f"{batch}: {1000 * step:.1f}" for batch, step in zip(curve.batches, curve.seconds, strict=True)
-        )
-        console.print(f"measured on vLLM, CPU, the demo's model: ms of a step by sequences {steps}")
-        console.print(
-            f"prefill {curve.prefill:,.0f} tokens/s; {MOST} sequences {whole:,.0f} tokens/s, streamed {streamed:,.0f}"
-        )
-        best = curve.best(MOST)
-        rows = [
-            Row("long chains / 32", "1 real", best, await real(client, budget, options.iterations))
+        console.print(f"{MOST} sequences: {whole:,.0f} tokens/s in whole answers, {streamed:,.0f} streamed")
+        pair = [
+            Row("long chains / 32", "1 real", curve.best(MOST), await real(client, budget, iterations))
             for budget in (None, BUDGET)
         ]
-        add(table, *rows)
+    add(table, *pair)
+    return curve
+
+
+async def bench(options: argparse.Namespace) -> int:
+    console = Console()
+    table = Table("lengths", "engines", "rollouts", "iteration s", "of the ideal", "s per 1M trained", "x", "oldest")
+    if options.curve is not None:
+        curve = SpeedCurve(**json.loads(options.curve.read_text()))
+    else:
+        curve = await measure(table, console, options.iterations)
+        SPEED.parent.mkdir(parents=True, exist_ok=True)
+        SPEED.write_text(json.dumps(dataclasses.asdict(curve)))
+    steps = ", ".join(f"{batch}: {1000 * step:.1f}" for batch, step in zip(curve.batches, curve.seconds, strict=True))
+    console.print(
+        f"vLLM on a CPU, the demo's model: ms of a step by sequences {steps}; prefill {curve.prefill:,.0f} tokens/s"
+    )
     good = True
     for engines in options.engines:
         for name, tail in TAILS.items():
-            lengths = tail(LONGEST_RESPONSE)
             pair = [
-                Row(
-                    name,
-                    f"{engines} simulated",
-                    engines * best,
-                    await simulated(curve, engines, lengths, budget, options.iterations),
-                )
+                await simulated(curve, engines, tail(LONGEST_RESPONSE), budget, options.iterations)
                 for budget in (None, BUDGET)
             ]
-            good &= add(table, *pair)
+            rows = [Row(name, f"{engines} simulated", engines * curve.best(MOST), done) for done in pair]
+            good &= add(table, *rows)
     console.print(table)
     console.print(
         f"wanted of partial ones, simulated: {LEAST_UTILISATION:.0%} of the ideal, {LEAST_SPEEDUP:.0f} x synchronous"
@@ -213,6 +218,9 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--engines", type=int, nargs="+", default=[8, 64])
     arguments.add_argument("--iterations", type=int, default=8)
+    arguments.add_argument(
+        "--curve", type=Path, help=f"simulate only, with the speed that an earlier run left in {SPEED}"
+    )
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     return asyncio.run(bench(arguments.parse_args()))
 
