@@ -98,3 +98,11 @@ def test_a_missing_file_is_told_by_its_path(tmp_path: Path) -> None:
         read(tmp_path / "job.yaml")
 
     assert caught.value.problems == (Problem(str(tmp_path / "job.yaml"), "cannot be read: No such file or directory"),)
+
+
+def test_a_pattern_that_is_no_regular_expression_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    text = (MANIFESTS / "smallest.yaml").read_text()
+    path.write_text(text.replace("math: {}", 'exact: {pattern: "(a"}'))
+
+    assert [problem.where for problem in problems(read(path))] == ["spec.rewards[0].exact.pattern"]

@@ -1,36 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Equality of text."""
+"""Equality of text. Runs in a worker: a regular expression can backtrack for ever."""
 
 import re
-from collections import deque
 
+from tandem_api.errors import Problem, UserError
 from tandem_api.records import Record
 from tandem_api.spec.rewards import ExactReward
 from tandem_orchestrator.rewards.score import Score, Unscored
+from tandem_orchestrator.rewards.workers import WorkerPool
 
-
-def final_answer(response: str, pattern: re.Pattern[str] | None) -> str | None:
-    """The first group of the last match of ``pattern``; all of the response without one, ``None`` if none matches."""
-    if pattern is None:
-        return response.strip()
-    last = next(iter(deque(pattern.finditer(response), maxlen=1)), None)
-    if last is None:
-        return None
-    found: str | None = last[1] if pattern.groups else last[0]
-    return found.strip() if found is not None else None
+MEMORY = 2**30
+SECONDS = 10.0
 
 
 class ExactScorer:
     """1 if the response's answer is the record's, blanks around both aside."""
 
-    def __init__(self, reward: ExactReward) -> None:
-        self._pattern = re.compile(reward.pattern) if reward.pattern else None
+    def __init__(self, reward: ExactReward, processes: int) -> None:
+        self._pool = (
+            WorkerPool("exact", {"pattern": reward.pattern}, count=processes, timeout=SECONDS, memory=MEMORY)
+            if reward.pattern
+            else None
+        )
 
     async def score(self, record: Record, response: str) -> Score:
         if record.answer is None:
             raise Unscored("the record has no answer", record.id)
-        correct = final_answer(response, self._pattern) == str(record.answer).strip()
+        answer = str(record.answer)
+        if self._pool is None:
+            correct = response.strip() == answer.strip()
+        else:
+            correct = await self._pool.ask({"record": {"answer": answer}, "response": response}) == 1.0
         return Score(float(correct), correct)
 
     async def close(self) -> None:
-        """Nothing is held."""
+        if self._pool is not None:
+            await self._pool.close()
+
+
+def check_pattern(pattern: str | None, where: str) -> None:
+    """Refuse what is no regular expression, before anything is started.
+
+    Raises:
+        UserError: Python's ``re`` cannot compile it.
+    """
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise UserError(Problem(where, f"is no regular expression: {error}")) from error

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The score of the reasoning-gym task that made a problem. Runs in a worker: some verifiers run code of the answer."""
 
-import re
-
 from tandem_api.records import Record
 from tandem_api.spec.rewards import ReasoningGymReward
-from tandem_orchestrator.rewards.exact import final_answer
 from tandem_orchestrator.rewards.score import Score, Unscored
 from tandem_orchestrator.rewards.workers import WorkerPool
 
@@ -18,17 +15,14 @@ class ReasoningGymScorer:
     """What the task's own verifier gives, from 0 to 1; correct is a full score."""
 
     def __init__(self, reward: ReasoningGymReward, processes: int) -> None:
-        self._pattern = re.compile(reward.pattern) if reward.pattern else None
-        self._pool = WorkerPool("reasoningGym", {}, count=processes, timeout=30.0, memory=MEMORY)
+        settings = {"pattern": reward.pattern}
+        self._pool = WorkerPool("reasoningGym", settings, count=processes, timeout=30.0, memory=MEMORY)
 
     async def score(self, record: Record, response: str) -> Score:
         if SOURCE not in (record.meta or {}):
             raise Unscored("the record does not name its reasoning-gym task", record.id)
-        answer = final_answer(response, self._pattern)
-        if answer is None:
-            return Score(0.0, False)
         entry = {"question": record.prompt, "answer": record.answer, "metadata": record.meta}
-        value = await self._pool.ask({"record": entry, "response": answer})
+        value = await self._pool.ask({"record": entry, "response": response})
         return Score(value, value >= 1.0)
 
     async def close(self) -> None:

@@ -10,7 +10,7 @@ from tandem_api.spec.rewards import Reward
 from tandem_orchestrator.processors import usable_processors
 from tandem_orchestrator.rewards import user_callable
 from tandem_orchestrator.rewards.code import CodeScorer
-from tandem_orchestrator.rewards.exact import ExactScorer
+from tandem_orchestrator.rewards.exact import ExactScorer, check_pattern
 from tandem_orchestrator.rewards.judge import JudgeScorer
 from tandem_orchestrator.rewards.mathematical import MathScorer
 from tandem_orchestrator.rewards.reasoning import SOURCE, ReasoningGymScorer
@@ -102,8 +102,10 @@ def _scorer(reward: Reward, where: str, processes: int) -> Scorer:
     if reward.math is not None:
         return MathScorer(reward.math, processes)
     if reward.exact is not None:
-        return ExactScorer(reward.exact)
+        check_pattern(reward.exact.pattern, f"{where}.exact.pattern")
+        return ExactScorer(reward.exact, processes)
     if reward.reasoning_gym is not None:
+        check_pattern(reward.reasoning_gym.pattern, f"{where}.reasoningGym.pattern")
         return ReasoningGymScorer(reward.reasoning_gym, processes)
     if reward.python is not None:
         user_callable.check(reward.python, f"{where}.python.callable")

@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TextIO
 
@@ -49,14 +50,39 @@ def load_math() -> Score:
     return score
 
 
-def load_reasoning_gym() -> Score:
-    """What the task's verifier gives; ``record`` is the package's own entry."""
+def final_answer(response: str, pattern: re.Pattern[str] | None) -> str | None:
+    """The first group of the last match of ``pattern``; all of the response without one, ``None`` if none matches."""
+    if pattern is None:
+        return response.strip()
+    last = next(iter(deque(pattern.finditer(response), maxlen=1)), None)
+    if last is None:
+        return None
+    found: str | None = last[1] if pattern.groups else last[0]
+    return found.strip() if found is not None else None
+
+
+def load_exact(pattern: str | None) -> Score:
+    """1 if the final answer of the response is ``record["answer"]``, blanks around both aside."""
+    compiled = re.compile(pattern) if pattern else None
+
+    def score(record: dict[str, Any], response: str) -> float:
+        return float(final_answer(response, compiled) == record["answer"].strip())
+
+    return score
+
+
+def load_reasoning_gym(pattern: str | None) -> Score:
+    """What the task's verifier gives to the final answer; ``record`` is the package's own entry."""
+    compiled = re.compile(pattern) if pattern else None
     warnings.simplefilter("ignore", SyntaxWarning)
     import reasoning_gym
 
     verifiers: dict[str, Callable[[str, dict[str, Any]], float]] = {}
 
-    def score(entry: dict[str, Any], answer: str) -> float:
+    def score(entry: dict[str, Any], response: str) -> float:
+        answer = final_answer(response, compiled)
+        if answer is None:
+            return 0.0
         task = entry["metadata"]["source_dataset"]
         if task not in verifiers:
             verifiers[task] = reasoning_gym.get_score_answer_fn(task)
@@ -74,6 +100,7 @@ def load_python(target: str) -> Score:
 
 LOADERS: dict[str, Callable[..., Score]] = {
     "math": load_math,
+    "exact": load_exact,
     "reasoningGym": load_reasoning_gym,
     "python": load_python,
 }
