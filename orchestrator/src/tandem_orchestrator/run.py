@@ -83,7 +83,7 @@ class Run:
         self._state_dir.mkdir(parents=True, exist_ok=True)
         corpus = await asyncio.to_thread(Corpus.read, self._job, self._state_dir)
         warmup = await asyncio.to_thread(corpus.warmup)
-        buffer = Buffer(self._state_dir / "buffer.sqlite", int(_BUFFER_SHARE * self._job.spec.orchestrator.storage))
+        buffer = await self._buffer()
         self._open = _Opened(corpus, warmup, buffer, BatchServer(buffer, corpus))
         self._summaries = {n: BatchSummary.parse(text) for n, text in (await buffer.summaries()).items()}
         self._evaluations = {n: EvaluationResult.parse(text) for n, text in (await buffer.evaluations()).items()}
@@ -91,6 +91,17 @@ class Run:
     def adopt(self, job: Job) -> None:
         """Go on with what the user has changed of the job; a rollout that is open ends as it began."""
         self._job = job
+
+    async def _buffer(self) -> Buffer:
+        """Open the buffer, which needs some room, as soon as there is that."""
+        while True:
+            try:
+                return Buffer(
+                    self._state_dir / "buffer.sqlite", int(_BUFFER_SHARE * self._job.spec.orchestrator.storage)
+                )
+            except BufferFull as error:
+                log.warning("the buffer cannot be opened yet", error=str(error))
+            await asyncio.sleep(_EXPIRY_PERIOD)
 
     async def resume_point(self) -> ResumePoint:
         """The newest checkpoint known to be durable."""
