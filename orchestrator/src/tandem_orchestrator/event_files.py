@@ -30,6 +30,7 @@ class EventFile:
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
+        self._last: int | None = None
         self._begin()
 
     def add(self, step: int, scalars: Mapping[str, float], now: float) -> None:
@@ -55,7 +56,7 @@ class EventFile:
         """The next step goes to a new file. Readers take the files of a folder in the order of their names."""
         name = f"events.out.tfevents.{time.time_ns() // 10**6:013d}.{socket.gethostname()}.{os.getpid()}"
         self._path = self._directory / name
-        self._last: int | None = None
+        self._last = None
 
 
 def _event(now: float, *fields: bytes) -> bytes:
