@@ -122,6 +122,23 @@ async def test_trouble_is_a_condition_and_an_event_within_30_seconds(
     assert [word for word in case.words if word not in event["message"]] == []
 
 
+async def test_what_the_orchestrator_finds_wrong_at_its_start_fails_the_job_without_a_crash_loop(
+    world: World, operator: OperatorProcess
+) -> None:
+    spec = tiny()
+    (orchestrator,) = spec["orchestrator"]["template"]["spec"]["containers"]
+    # The image has no program that writes its last words; its log takes their place.
+    orchestrator |= {"command": FAILING, "terminationMessagePolicy": "FallbackToLogsOnError"}
+    await world.submit(**spec)
+    failed = await world.until_condition("sums", "Failed", "InvalidData", 60.0)
+    assert "no-such-flag" in failed["message"]
+
+    async def gone() -> bool:
+        return not [*await world.pods(), *await world.pods("orchestrator")]
+
+    await eventually(gone)
+
+
 @pytest_asyncio.fixture
 async def operator_without_etcd(world: World, tmp_path: Path) -> AsyncIterator[OperatorProcess]:
     """Its etcd is an address that nobody listens on."""

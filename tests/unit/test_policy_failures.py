@@ -209,7 +209,12 @@ def test_a_pod_is_read_as_kubernetes_writes_it() -> None:
                     "restartCount": 2,
                     "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
                     "lastState": {
-                        "terminated": {"reason": "OOMKilled", "exitCode": 137, "finishedAt": "2027-01-15T08:00:00Z"}
+                        "terminated": {
+                            "reason": "OOMKilled",
+                            "exitCode": 137,
+                            "finishedAt": "2027-01-15T08:00:00Z",
+                            "message": "too much\n",
+                        }
                     },
                 }
             ],
@@ -234,6 +239,7 @@ def test_a_pod_is_read_as_kubernetes_writes_it() -> None:
                 ended="OOMKilled",
                 ended_at=NOW,
                 exit_code=137,
+                last_words="too much",
             ),
         ),
     )

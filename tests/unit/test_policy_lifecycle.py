@@ -12,8 +12,8 @@ from operator_fixture import NOW, hybrid_pod, record, rljob, running, workloads
 from tandem_api.messages.phases import DesiredState, PhaseName, Progress
 from tandem_api.rljob import RLJobObject
 from tandem_api.status import Condition, ConditionType, JobPhase, RLJobStatus
-from tandem_operator.observed import Container, Observed
-from tandem_operator.plan import Suspension
+from tandem_operator.observed import Container, Observed, Pod
+from tandem_operator.plan import Suspension, identity
 from tandem_operator.policy import Decision, decide
 from tandem_operator.policy.outcome import FINISH_SECONDS
 from tandem_operator.policy.suspension import DRAIN_SECONDS
@@ -256,6 +256,37 @@ def test_a_failed_job_says_why_and_lets_go_of_its_pods() -> None:
     assert decision.desired is DesiredState.STOPPED
     assert decision.suspension == Suspension(hybrid=True, orchestrator=True)
     assert condition(decision.status, ConditionType.FAILED).message == "the loss is NaN"
+
+
+MISTAKE = "spec.data.prompts[0].path: /data/none.jsonl does not exist"
+
+
+def orchestrator_that_found(mistake: str, **fields: Any) -> Pod:
+    given = {"waiting": "CrashLoopBackOff", "restarts": 1, "ended": "Error", "exit_code": 2, "last_words": mistake}
+    return Pod("sums-orchestrator-x", identity.ORCHESTRATOR, containers=(Container("orchestrator", **given | fields),))
+
+
+@pytest.mark.parametrize("fields", [{}, {"waiting": None, "restarts": 0, "ended_at": NOW}])
+def test_what_the_orchestrator_finds_wrong_at_the_start_fails_the_job_at_once(fields: dict[str, Any]) -> None:
+    job = rljob()
+    decision = decide(job, Observed(pods=(orchestrator_that_found(MISTAKE, **fields),), workloads=workloads()), NOW)
+    failed = condition(decision.status, ConditionType.FAILED)
+    assert (decision.status.phase, failed.reason, failed.message) == (JobPhase.FAILED, "InvalidData", MISTAKE)
+    assert decision.suspension == Suspension(hybrid=True, orchestrator=True)
+
+
+@pytest.mark.parametrize("fields", [{"exit_code": 1}, {"last_words": ""}])
+def test_an_end_for_another_reason_is_no_mistake_of_the_users(fields: dict[str, Any]) -> None:
+    observed = Observed(pods=(orchestrator_that_found(MISTAKE, **fields),), workloads=workloads())
+    assert decide(rljob(), observed, NOW).active
+
+
+def test_what_an_orchestrator_finds_wrong_in_the_middle_of_a_job_is_told_and_may_be_mended() -> None:
+    decision = decide(rljob(), running(pods=(hybrid_pod(), orchestrator_that_found(MISTAKE))), NOW)
+    degraded = condition(decision.status, ConditionType.DEGRADED)
+    assert decision.active
+    assert degraded.reason == "InvalidData"
+    assert MISTAKE in degraded.message
 
 
 def test_a_job_fails_at_its_deadline_and_not_before() -> None:

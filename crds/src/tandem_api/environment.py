@@ -35,6 +35,12 @@ TRACE_COLLECTOR = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 ETCD_AUTHORITIES = "etcd-ca.crt"
 """The file in SECRETS_DIR that makes etcd's clients use TLS: certificates of the authorities they believe."""
 
+TERMINATION_LOG = Path("/dev/termination-log")
+"""Where Kubernetes takes a container's last words from, up to 4096 bytes of them; elsewhere there is no such file."""
+
+EXIT_USER_ERROR = 2
+"""What the user gave is wrong; the last words say what. Starting again does not help."""
+
 ORCHESTRATOR_PORT = 8080
 SIDECAR_PORT = 8081
 METRICS_PORT = 9400

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from tandem_api.environment import EXIT_USER_ERROR
 from tandem_api.messages.phases import PhaseRecord, Progress
 from tandem_operator.plan import identity
 from tandem_operator.times import unix
@@ -15,7 +16,9 @@ _DISRUPTIONS = ("Evicted", "Preempted", "Preempting", "NodeShutdown", "Shutdown"
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """``waiting`` is why it does not run; ``ended`` is why it last ended (``OOMKilled``), at Unix time ``ended_at``."""
+    """``waiting`` is why it does not run; ``ended`` is why it last ended (``OOMKilled``), at Unix time ``ended_at``,
+    and ``last_words`` what it left in its termination log.
+    """
 
     name: str
     ready: bool = False
@@ -26,6 +29,12 @@ class Container:
     ended: str | None = None
     ended_at: float = 0.0
     exit_code: int | None = None
+    last_words: str = ""
+
+    @property
+    def user_error(self) -> str | None:
+        """What is wrong with what the user gave, if that ended it."""
+        return self.last_words if self.exit_code == EXIT_USER_ERROR and self.last_words else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +154,7 @@ def _container(raw: dict[str, Any]) -> Container:
         ended=ended.get("reason"),
         ended_at=unix(ended.get("finishedAt")),
         exit_code=ended.get("exitCode"),
+        last_words=ended.get("message", "").strip(),
     )
 
 

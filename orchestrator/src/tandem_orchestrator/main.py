@@ -6,6 +6,7 @@ import signal
 import sys
 import uuid
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 EXIT_FAILED = 1
-EXIT_USER_ERROR = 2
+_MOST_LAST_WORDS = 4096
 
 
 async def orchestrator(env: Environment) -> PhaseRecord | None:
@@ -89,7 +90,16 @@ def run() -> None:
         last = asyncio.run(orchestrator(env))
     except TandemError as error:
         log.error("the orchestrator ends", error=str(error))
-        sys.exit(EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILED)
+        if not isinstance(error, UserError):
+            sys.exit(EXIT_FAILED)
+        say_last(str(error), names.TERMINATION_LOG)
+        sys.exit(names.EXIT_USER_ERROR)
     if last is not None and last.name is PhaseName.FAILED:
         log.error("the run failed", reason=last.reason)
         sys.exit(EXIT_FAILED)
+
+
+def say_last(message: str, termination_log: Path) -> None:
+    """Leave ``message`` for the operator, who fails the job with it. The log has all of it."""
+    if termination_log.exists():
+        termination_log.write_bytes(message.encode()[:_MOST_LAST_WORDS])

@@ -116,6 +116,8 @@ def _of_container(pod: Pod, container: Container, now: float) -> Trouble | None:
             f"{where} was killed for using more memory than its limit; raise the limit, or lower engine.kvCache or "
             "trainer.microBatchTokens.",
         )
+    if container.user_error and _fresh(container, "CrashLoop", now):
+        return Trouble("InvalidData", f"{where} cannot go on: {container.user_error}")
     times = container.restarts + (not container.running)
     if container.exit_code and times > 1 and _fresh(container, "CrashLoop", now):
         return Trouble(

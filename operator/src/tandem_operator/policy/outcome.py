@@ -39,7 +39,8 @@ def outcome(job: RLJobObject, observed: Observed, ledger: Ledger, now: float) ->
 
 
 def _succeeded(job: RLJobObject, observed: Observed, now: float) -> Outcome | None:
-    done = Outcome(True, "IterationsCompleted", f"All {job.spec.iterations} iterations are done.")
+    count = observed.phase.iteration if observed.phase else job.spec.iterations
+    done = Outcome(True, "IterationsCompleted", f"All {count} iterations are done.")
     hybrid, orchestrator = observed.workload(identity.HYBRID), observed.workload(identity.ORCHESTRATOR)
     record = observed.phase
     if record is not None and record.name is PhaseName.SUCCEEDED:
@@ -55,6 +56,8 @@ def _failed(job: RLJobObject, observed: Observed, ledger: Ledger, now: float) ->
     limit = policy.active_deadline_seconds
     if limit is not None and job.status.start_time and now - unix(job.status.start_time) >= limit:
         return Outcome(False, "DeadlineExceeded", f"The job ran longer than runPolicy.activeDeadlineSeconds ({limit}).")
+    if invalid := _invalid(job, observed):
+        return Outcome(False, "InvalidData", invalid)
     if ledger.restarts > policy.max_restarts:
         return Outcome(
             False,
@@ -67,3 +70,11 @@ def _failed(job: RLJobObject, observed: Observed, ledger: Ledger, now: float) ->
         if workload.failed:
             return Outcome(False, "WorkloadFailed", f"Job {workload.name} failed: {workload.failed}")
     return None
+
+
+def _invalid(job: RLJobObject, observed: Observed) -> str | None:
+    """What the orchestrator finds wrong before the job begins. Later it may be a volume that is away for a while."""
+    if observed.phase is not None or job.status.epoch:
+        return None
+    pods = (pod for pod in observed.pods if pod.component == identity.ORCHESTRATOR)
+    return next((container.user_error for pod in pods for container in pod.containers if container.user_error), None)
