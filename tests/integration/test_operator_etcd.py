@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import trustme
 from etcd_server import EtcdServer, etcd_server
+from structlog.testing import capture_logs
 
 from tandem_api.errors import TryAgain
 from tandem_api.keys import JobKeys
 from tandem_api.messages.phases import Desired, DesiredState, PhaseName, PhaseRecord, Progress
 from tandem_operator import etcd
 from tandem_operator.etcd import JobStates
-from tandem_operator.etcd_accounts import AccountError, Accounts, account_name
+from tandem_operator.etcd_accounts import AccountError, Accounts, Protection, account_name
 from tandem_phases.store import Store
 
 ROOT = ("root", "r00t")
@@ -124,6 +125,55 @@ class Listener:
         assert self._task is not None
         self._task.cancel()
         await asyncio.wait([self._task])
+
+
+class Protected:
+    """JobStates and Protection together, as the controller runs them; ``known`` holds what users were found."""
+
+    def __init__(self, server: EtcdServer, accounts: Accounts) -> None:
+        self.known: list[frozenset[str]] = []
+        self._store = Store(server.endpoints, *ROOT, timeout=2.0)
+        protection = Protection(accounts, self.known.append)
+        self.states = JobStates(self._store, lambda *_: None, protection.doubt, protection.doubt)
+        self._tasks = [asyncio.create_task(protection.run()), asyncio.create_task(self.states.run())]
+
+    async def __aenter__(self) -> "Protected":
+        await asyncio.wait_for(self.states.synced.wait(), DEADLINE)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+        await self._store.__aexit__(None, None, None)
+
+
+async def test_a_new_etcd_is_no_trouble_while_the_operator_turns_authentication_on(server: EtcdServer) -> None:
+    with capture_logs() as said:
+        async with Accounts(server.endpoints, *ROOT) as accounts, Protected(server, accounts) as protected:
+            assert protected.known[0] == {"root"}
+    assert [entry for entry in said if entry["log_level"] == "warning"] == []
+
+
+async def test_an_etcd_that_comes_back_empty_asks_for_passwords_again_and_lacks_the_jobs_accounts(
+    server: EtcdServer,
+) -> None:
+    async with Accounts(server.endpoints, *ROOT) as accounts, Protected(server, accounts) as protected:
+        await accounts.add(MINE, "secret")
+        await protected.states.set_desired(MINE, Desired(state=DesiredState.RUNNING))
+        server.stop()
+        server.wipe()
+        protected.known.clear()
+        server.start()
+        await until(lambda: protected.known != [] and set(protected.states.known()) == set())
+        assert account_name(MINE.uid) not in protected.known[-1]
+        await accounts.add(MINE, "secret")
+        async with Store(server.endpoints, account_name(MINE.uid), "secret") as store:
+            await store.put(MINE.phase, phase(1).wire())
+        await until(lambda: protected.states.of(MINE).phase == phase(1))
+    async with Store(server.endpoints) as anonymous:
+        with pytest.raises(TryAgain):
+            await anonymous.get(MINE.phase)
 
 
 def phase(epoch: int) -> PhaseRecord:

@@ -16,7 +16,7 @@ from tandem_api.rljob import RLJobObject
 from tandem_operator import jobs, metrics, policy
 from tandem_operator.cluster import EVENT, JOB, POD, RLJOB, Cluster, Kind, Refused, Selection
 from tandem_operator.etcd import JobStates
-from tandem_operator.etcd_accounts import Accounts
+from tandem_operator.etcd_accounts import Accounts, Protection, account_name
 from tandem_operator.informer import Informer
 from tandem_operator.janitor import Janitor
 from tandem_operator.objects import Objects
@@ -57,7 +57,10 @@ class Controller:
         namespaces: tuple[str, ...],
     ) -> None:
         self._cluster = cluster
-        self._states = JobStates(store, self.state_changed, self.etcd_came_or_went)
+        self._protection = Protection(accounts, self.accounts_known) if accounts else None
+        self._users: frozenset[str] | None = None
+        doubt = self._protection.doubt if self._protection else None
+        self._states = JobStates(store, self.state_changed, self.etcd_came_or_went, doubt)
         self._objects = Objects(cluster, accounts, platform)
         self._janitor = Janitor(cluster, self._states, accounts)
         self._namespaces: tuple[str | None, ...] = namespaces or (None,)
@@ -104,8 +107,18 @@ class Controller:
             self._queue.add(key)
 
     def etcd_came_or_went(self) -> None:
+        if self._protection is not None and self._states.error is None:
+            self._protection.doubt()
         for key in self._jobs:
             self._queue.add(key)
+
+    def accounts_known(self, users: frozenset[str]) -> None:
+        """These users are in etcd; a job whose user is not, since etcd lost its data, gets it anew."""
+        self._users = users
+        for key, job in self._jobs.items():
+            if account_name(job.metadata.uid) not in users:
+                self._damaged.add(key)
+                self._queue.add(key)
 
     def count_phases(self) -> None:
         """Bring the gauge of jobs by phase up to date."""
@@ -119,6 +132,8 @@ class Controller:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._states.run(), name="etcd")
+                if self._protection is not None:
+                    tasks.create_task(self._protection.run(), name="etcd authentication")
                 tasks.create_task(self._janitor.run(self._namespaces), name="janitor")
                 informers = [
                     Informer(self._cluster, *watched) for place in self._namespaces for watched in self._watched(place)
@@ -148,6 +163,8 @@ class Controller:
         if job.metadata.uid in self._inspected:
             return
         self._inspected.add(job.metadata.uid)
+        if self._users is not None and account_name(job.metadata.uid) not in self._users:
+            self._damaged.add(key)
         for kind, name in self._objects.guarded(job, _GUARDED):
             if not any(guard.selection.kind == kind and guard.knows(key[0], name) for guard in self._guards):
                 self._damaged.add(key)

@@ -14,6 +14,7 @@ from tandem_api.errors import TryAgain
 from tandem_api.keys import ROOT, JobKeys
 from tandem_api.messages.phases import Desired, PhaseRecord, Progress
 from tandem_operator import metrics
+from tandem_operator.etcd_accounts import NOT_ENABLED
 from tandem_phases.store import Store
 
 log = structlog.get_logger()
@@ -39,14 +40,22 @@ _MESSAGES: dict[str, type[Message]] = {"phase": PhaseRecord, "progress": Progres
 class JobStates:
     """The states of all jobs, kept up to date while :meth:`run` runs.
 
-    ``changed(keys, what)`` is called after each change with the key's last part (``phase``, ``progress``), and
-    ``reachable()`` when etcd comes or goes.
+    ``changed(keys, what)`` is called after each change with the key's last part (``phase``, ``progress``),
+    ``reachable()`` when etcd comes or goes, and ``unprotected()`` when it does not ask for the password that it is
+    given; by default that is an error as any other.
     """
 
-    def __init__(self, store: Store, changed: Callable[[JobKeys, str], None], reachable: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        changed: Callable[[JobKeys, str], None],
+        reachable: Callable[[], None],
+        unprotected: Callable[[], None] | None = None,
+    ) -> None:
         self._store = store
         self._changed = changed
         self._reachable = reachable
+        self._unprotected = unprotected
         self._states: dict[JobKeys, JobState] = {}
         self._away_since: float | None = None
         self._error = ""
@@ -130,8 +139,14 @@ class JobStates:
     def _went(self, error: TryAgain) -> None:
         metrics.etcd_up.set(0)
         self._error = str(error)
+        new = self._unprotected is not None and NOT_ENABLED in self._error
+        if self._unprotected is not None and new:
+            self._unprotected()
         if self._away_since is None:
             self._away_since = time.monotonic()
+            if new:
+                log.info("etcd asks for no password yet")
+                return
             log.warning("etcd is away; jobs keep their phase until it is back", error=str(error))
         elif self.error is not None:
             self._reachable()

@@ -4,8 +4,10 @@
 Through etcd's HTTP gateway, since user management is no part of the client library.
 """
 
+import asyncio
 import base64
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +23,9 @@ log = structlog.get_logger()
 _SECONDS = 10.0
 _EXISTS = ("already exists",)
 _ABSENT = ("not found", "does not exist")
-_NOT_ENABLED = "authentication is not enabled"
+_RETRY_SECONDS = 2.0
+NOT_ENABLED = "authentication is not enabled"
+"""What etcd says to whoever gives a password before it asks for any: it is new, or came back empty."""
 
 
 def account_name(uid: str) -> str:
@@ -89,11 +93,17 @@ class Accounts:
         await self._as_root("user/delete", _ABSENT, name=name)
         await self._as_root("role/delete", _ABSENT, role=name)
 
+    async def names(self) -> frozenset[str]:
+        """The users that there are."""
+        answer = await self._as_root("user/list")
+        return frozenset(answer.get("users", ()))
+
     async def _enabled(self) -> bool:
         try:
             await self._authenticate()
         except AccountError as error:
-            if _NOT_ENABLED in str(error):
+            if NOT_ENABLED in str(error):
+                self._token = None
                 return False
             raise
         return True
@@ -102,16 +112,16 @@ class Accounts:
         answer = await self._post("authenticate", name=self._username, password=self._password)
         self._token = answer["token"]
 
-    async def _as_root(self, call: str, fine: tuple[str, ...] = (), **body: Any) -> None:
+    async def _as_root(self, call: str, fine: tuple[str, ...] = (), **body: Any) -> Any:
         if self._token is None:
             await self._authenticate()
         try:
-            await self._post(call, fine, **body)
+            return await self._post(call, fine, **body)
         except AccountError as error:
             if "invalid auth token" not in str(error) and "revision in header is old" not in str(error):
                 raise
             await self._authenticate()
-            await self._post(call, fine, **body)
+            return await self._post(call, fine, **body)
 
     async def _post(self, call: str, fine: tuple[str, ...] = (), **body: Any) -> Any:
         assert self._session is not None, "enter the Accounts first"
@@ -128,6 +138,32 @@ class Accounts:
         if response.status >= 400 and not any(text in message for text in fine):
             raise AccountError(f"etcd refused auth/{call}: {message}")
         return answer
+
+
+class Protection:
+    """Keeps etcd asking for passwords, also one that came back empty; ``known`` is told which users it then has."""
+
+    def __init__(self, accounts: Accounts, known: Callable[[frozenset[str]], None]) -> None:
+        self._accounts = accounts
+        self._known = known
+        self._doubted = asyncio.Event()
+
+    def doubt(self) -> None:
+        """etcd was away, or is new: look again."""
+        self._doubted.set()
+
+    async def run(self) -> None:
+        """Look at the beginning and whenever there is a doubt, until cancelled."""
+        while True:
+            self._doubted.clear()
+            try:
+                await self._accounts.enable()
+                self._known(await self._accounts.names())
+            except TryAgain as error:
+                log.warning("cannot see to etcd's authentication", error=str(error))
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                await self._doubted.wait()
 
 
 def _base64(value: bytes) -> str:

@@ -16,7 +16,7 @@ import structlog
 import uvloop
 
 from tandem_api import GROUP, VERSION, logs
-from tandem_api.errors import Problem, TandemError, TryAgain, UserError
+from tandem_api.errors import Problem, TandemError, UserError
 from tandem_operator.cluster import Cluster
 from tandem_operator.configuration import CONFIG_FILE, IDENTITY, Configuration, etcd_credentials
 from tandem_operator.controller import Controller
@@ -28,7 +28,6 @@ from tandem_phases.store import Store
 log = structlog.get_logger()
 
 DEFAULT_CONFIG = "/etc/tandem-operator/operator.json"
-_RETRY_SECONDS = 2.0
 
 
 def login() -> kopf.ConnectionInfo:
@@ -107,12 +106,10 @@ async def watch_rljobs(
     )
 
 
-async def lead_when_elected(
-    controller: Controller, elector: Elector, accounts: Accounts | None, workers: int, stop: asyncio.Event
-) -> None:
+async def lead_when_elected(controller: Controller, elector: Elector, workers: int, stop: asyncio.Event) -> None:
     """Act while holding the Lease. Once it is lost the process ends: a fresh one holds no stale thoughts."""
     await elector.acquire()
-    leading = asyncio.create_task(_lead(controller, accounts, workers), name="leading")
+    leading = asyncio.create_task(controller.lead(workers), name="leading")
     keeping = asyncio.create_task(elector.keep(), name="lease")
     try:
         await asyncio.wait([leading, keeping], return_when=asyncio.FIRST_COMPLETED)
@@ -123,25 +120,6 @@ async def lead_when_elected(
         keeping.cancel()
         await asyncio.wait([leading, keeping])
         stop.set()
-
-
-async def _lead(controller: Controller, accounts: Accounts | None, workers: int) -> None:
-    # Jobs are looked after even while etcd is away; each then says so in its status.
-    async with asyncio.TaskGroup() as tasks:
-        if accounts is not None:
-            tasks.create_task(_enable(accounts), name="etcd authentication")
-        tasks.create_task(controller.lead(workers), name="controller")
-
-
-async def _enable(accounts: Accounts) -> None:
-    while True:
-        try:
-            await accounts.enable()
-        except TryAgain as error:
-            log.warning("cannot see to etcd's authentication", error=str(error))
-            await asyncio.sleep(_RETRY_SECONDS)
-        else:
-            return
 
 
 async def operate(configuration: Configuration, identity: str) -> int:
@@ -164,7 +142,7 @@ async def operate(configuration: Configuration, identity: str) -> int:
         await stack.enter_async_context(serve(configuration.port, health, controller.count_phases))
         elector = Elector(cluster, configuration.leader_election, identity)
         leading = asyncio.create_task(
-            lead_when_elected(controller, elector, accounts, configuration.workers, stop), name="leadership"
+            lead_when_elected(controller, elector, configuration.workers, stop), name="leadership"
         )
         lost = False
 
