@@ -61,6 +61,13 @@ def test_status_tells_what_etcd_tells() -> None:
     assert condition(status, ConditionType.DEGRADED).status == "False"
 
 
+def test_status_tells_which_guarantees_of_the_sandbox_hold() -> None:
+    progress = Progress(sandbox={"network": True, "tasks": False, "files": True})
+    sandbox = decide(rljob(), running(progress=progress), NOW).status.sandbox
+    assert sandbox is not None
+    assert (sandbox.held, sandbox.lacking) == (("network", "files"), ("tasks",))
+
+
 def test_without_etcd_the_last_known_status_stands() -> None:
     job = rljob()
     job = went_on(job, decide(job, running(progress=Progress(reward=0.5)), NOW))

@@ -78,6 +78,13 @@ class BufferStatus(Contract):
     tokens: int = Field(0, description="Tokens of both.")
 
 
+class SandboxStatus(Contract):
+    """What the sandbox that scores programs was found to guarantee on its node. What it must is always held."""
+
+    held: tuple[str, ...] = Field((), description="Guarantees that hold.")
+    lacking: tuple[str, ...] = Field((), description="Guarantees that do not.")
+
+
 class CheckpointStatus(Contract):
     """The newest checkpoint that is safe on disk."""
 
@@ -105,6 +112,7 @@ class RLJobStatus(Contract):
     phase_seconds: PhaseSeconds = Field(default_factory=PhaseSeconds, description="Time spent in each phase.")
     buffer: BufferStatus = Field(default_factory=BufferStatus, description="The replay buffer.")
     skipped_records: int = Field(0, description="Records left out because of data.skipInvalid.")
+    sandbox: SandboxStatus | None = Field(None, description="The code sandbox, where a reward uses it.")
     checkpoint: CheckpointStatus | None = Field(None, description="The newest durable checkpoint.")
     conditions: tuple[Condition, ...] = Field(
         (),

@@ -89,6 +89,7 @@ class Reporter:
             checkpoint_path=durable.checkpoint,
             skipped_records=self._run.skipped_records,
             buffer_full=self._run.buffer_full,
+            sandbox=self._run.sandbox,
             error=record.reason if record.name in (PhaseName.FAILED, PhaseName.RECOVER) else None,
         )
 

@@ -211,6 +211,11 @@ class Run:
         return self._opened.buffer.full_seconds
 
     @property
+    def sandbox(self) -> dict[str, bool]:
+        """Of each guarantee of the code sandbox whether it holds here; empty without one."""
+        return self._opened.corpus.scoring.sandbox
+
+    @property
     def skipped_records(self) -> int:
         return self._opened.corpus.sets.skipped
 

@@ -142,7 +142,8 @@ class Switch(Message):
 class Progress(Message):
     """orchestrator -> operator: what status shows beyond the phase; written at most once a second.
 
-    ``buffer_full``: the job waits until the replay buffer has room.
+    ``buffer_full``: the job waits until the replay buffer has room. ``sandbox``: of each of the code sandbox's
+    guarantees whether it holds, where there is a sandbox.
     """
 
     iteration: int = 0
@@ -155,6 +156,7 @@ class Progress(Message):
     epoch_of_prompts: int = 0
     buffer: BufferCounts = BufferCounts()
     buffer_full: bool = False
+    sandbox: dict[str, bool] = {}
     phase_seconds: dict[str, float] = {}
     last_switch: Switch = Switch()
     checkpoint_iteration: int | None = None

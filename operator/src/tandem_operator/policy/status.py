@@ -10,6 +10,7 @@ from tandem_api.status import (
     JobPhase,
     PhaseSeconds,
     RLJobStatus,
+    SandboxStatus,
     SwitchStatus,
 )
 from tandem_operator.observed import Observed
@@ -88,10 +89,20 @@ def _with_progress(status: RLJobStatus, progress: Progress | None) -> RLJobStatu
             "phase_seconds": PhaseSeconds(**known),
             "last_switch": SwitchStatus(**progress.last_switch.model_dump()),
             "skipped_records": progress.skipped_records,
+            "sandbox": _sandbox(progress) or status.sandbox,
             "checkpoint": status.checkpoint
             if saved is None
             else CheckpointStatus(iteration=saved, path=progress.checkpoint_path or ""),
         }
+    )
+
+
+def _sandbox(progress: Progress) -> SandboxStatus | None:
+    if not progress.sandbox:
+        return None
+    return SandboxStatus(
+        held=tuple(name for name, holds in progress.sandbox.items() if holds),
+        lacking=tuple(name for name, holds in progress.sandbox.items() if not holds),
     )
 
 

@@ -84,6 +84,12 @@ class Scoring:
         if problems:
             raise UserError(*problems.values())
 
+    @property
+    def sandbox(self) -> dict[str, bool]:
+        """Of each guarantee of the code sandbox whether it holds here; empty without one."""
+        found = next((scorer.guarantees for scorer in self._scorers if isinstance(scorer, CodeScorer)), None)
+        return {each.name: each.held for each in found.each} if found else {}
+
     async def close(self) -> None:
         for scorer in self._scorers:
             await scorer.close()
