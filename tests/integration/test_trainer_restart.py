@@ -62,6 +62,13 @@ class PodOfTrainer:
                 os.kill(pid, signal.SIGKILL)
         self._agent.wait()
 
+    async def keep(self) -> None:
+        """Start the container again whenever it has ended, as a kubelet does."""
+        while True:
+            await asyncio.sleep(0.5)
+            if self._agent.poll() is not None:
+                self.start()
+
     def close(self) -> None:
         if self._agent.poll() is None:
             self.kill()
@@ -128,6 +135,7 @@ async def test_a_world_goes_on_exactly_after_a_rank_or_a_pod_was_killed_in_a_ste
     checkpoint = (await ask(pods, step(2, 0, save=True))).path
     undisturbed = (await ask(pods, step(3, 1))).measured["loss"]
 
+    kubelets = [asyncio.create_task(pod.keep()) for pod in pods]
     losses = []
     for epoch, kill in ((10, pods[1].kill_rank), (20, pods[1].kill), (30, pods[0].kill)):
         # The other pod's rank is in the step, waiting for one that will not come.
@@ -137,12 +145,11 @@ async def test_a_world_goes_on_exactly_after_a_rank_or_a_pod_was_killed_in_a_ste
         kill()
         waiting.cancel()
         await asyncio.wait([waiting])
-        for pod in pods:
-            if pod._agent.poll() is not None:
-                pod.start()
         await recover(pods, epoch + 1, checkpoint)
         losses.append((await ask(pods, step(epoch + 2, 1))).measured["loss"])
     assert losses == [undisturbed] * 3
+    for kubelet in kubelets:
+        kubelet.cancel()
 
 
 async def test_a_rank_that_holds_nothing_refuses_a_step(pods: list[PodOfTrainer]) -> None:
