@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tandem_api import manifest
 from tandem_api.environment import JOB_FILE, Environment
+from tandem_api.model_source import model_directory
 from tandem_api.spec import RLJobSpec
-from tandem_orchestrator.corpus import tokenizer_directory
 from tandem_orchestrator.tokenizer import Tokenizer
 
 
@@ -22,7 +22,7 @@ def tokenizer_of(directory: Path, given: Path | None) -> Tokenizer | None:
     if (directory / "model" / "tokenizer.json").is_file():
         return Tokenizer(directory / "model")
     spec = _spec(directory)
-    return Tokenizer(tokenizer_directory(spec.model, directory)) if spec else None
+    return Tokenizer(model_directory(spec.model, directory)) if spec else None
 
 
 def _spec(directory: Path) -> RLJobSpec | None:
