@@ -83,6 +83,7 @@ class Breaker:
         self._keys = keys
         self._reasons: dict[int, str | None] = {}
         self._rollout_began: float | None = None
+        self._known: list[int] = []
 
     async def inflict(self, fault: Fault, patience: float, before: Callable[[], None] = lambda: None) -> Recovery:
         """Wait for the fault's phase to begin, do it, and wait until the job has recovered.
@@ -94,6 +95,7 @@ class Breaker:
         """
         if fault.phase is PhaseName.RECOVER:
             await self._revoke(self._keys.member(fault.index))
+        self._known = processes_of(self._out)
         record = await self._next(fault.phase, patience)
         await asyncio.sleep(fault.after)
         before()
@@ -131,7 +133,8 @@ class Breaker:
         if fault.kind in (Kind.ORCHESTRATOR_KILLED, Kind.LEADERSHIP_LOST):
             assert leader is not None
             return await self._mirror.until(lambda entries: self._led_anew(entries, leader))
-        return await self._mirror.until(lambda entries: self._works(entries, before))
+        without = fault.kind in (Kind.ENGINE_KILLED, Kind.ENGINE_STOPPED)
+        return await self._mirror.until(lambda entries: self._works(entries, before, without))
 
     def _moved(self, entries: Mapping[str, Entry], before: PhaseRecord) -> float | None:
         found = current(entries, self._keys)
@@ -141,7 +144,7 @@ class Breaker:
         found = entries.get(self._keys.leader)
         return time.time() if found is not None and found.created != before.created else None
 
-    def _works(self, entries: Mapping[str, Entry], before: PhaseRecord) -> float | None:
+    def _works(self, entries: Mapping[str, Entry], before: PhaseRecord, without_new_world: bool) -> float | None:
         found = current(entries, self._keys)
         if found is None or found.record.epoch <= before.epoch:
             return None
@@ -153,8 +156,9 @@ class Breaker:
             return None if record.name is PhaseName.RECOVER else record.started
         if record.name is PhaseName.ROLLOUT:
             self._rollout_began = record.started
-        # Only a Rollout that was seen to its end shows that nothing is broken any more.
-        return self._rollout_began if record.name in (PhaseName.RELEASE, PhaseName.SUCCEEDED) else None
+        # Only a Rollout that was seen to its end shows that the engine that was lost is there again.
+        ended = record.name in (PhaseName.RELEASE, PhaseName.SUCCEEDED)
+        return self._rollout_began if without_new_world and ended else None
 
     def over(self, entries: Mapping[str, Entry]) -> bool:
         """Whether the run has come to its end."""
@@ -205,7 +209,9 @@ class Breaker:
 
     def _signal(self, number: signal.Signals, pod: str, command: str, environment: str = "") -> list[int]:
         """Signal the run's processes of a pod with this on the command line (not their supervisors)."""
-        found = [pid for pid in processes_of(self._out) if _is(pid, pod, command, environment)]
+        # The phase may last milliseconds: looking through all processes takes longer.
+        found = [pid for pid in self._known if _is(pid, pod, command, environment)]
+        found = found or [pid for pid in processes_of(self._out) if _is(pid, pod, command, environment)]
         assert found, f"the run has no process {command!r} in {pod!r}"
         for pid in found:
             os.kill(pid, number)
