@@ -15,7 +15,7 @@ from tandem_api.spec.lifecycle import PhaseDeadlines
 from tandem_api.utilisation import ROLLOUT_SECONDS
 from tandem_sidecar.engine import Engine
 from tandem_sidecar.memory import DeviceMemory, Residuals
-from tandem_sidecar.probe import compare, probe_tokens
+from tandem_sidecar.probe import compare, mean_limit, probe_tokens
 from tandem_sidecar.rollouts import Rollouts
 from tandem_sidecar.steps import Part
 from tandem_sidecar.trainer_client import TrainerClient
@@ -236,7 +236,9 @@ class Switch:
         with part.step("probe"):
             await client.resume()
             scored = await client.score(self._probe)
-        part.measured["probeDifference"] = compare(exported.probe_logprobs, scored, self._job.spec.model.dtype)
+        spec = self._job.spec
+        limit = mean_limit(spec.model.dtype, spec.engine.extra_args)
+        part.measured["probeDifference"] = compare(exported.probe_logprobs, scored, limit)
         self._serving = record.weight_version
 
     async def suspended(self, record: PhaseRecord, part: Part) -> None:
