@@ -132,6 +132,5 @@ def test_each_kind_of_source_names_its_directory(tmp_path: Path) -> None:
         return str(model_directory(ModelSpec.model_validate({"source": source}), tmp_path))
 
     assert directory(hf={"path": "/models/qwen3"}) == "/models/qwen3"
-    assert directory(hf={"path": "Qwen/Qwen3-8B"}) == "Qwen/Qwen3-8B"
     assert directory(checkpoint={"path": "/checkpoints/iter-4", "hf": "/models/qwen3"}) == "/models/qwen3"
     assert directory(random=random_source().model_dump()) == str(tmp_path / "model")

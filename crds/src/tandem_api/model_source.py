@@ -14,6 +14,7 @@ from typing import Any
 
 from tandem_api.errors import Problem, UserError
 from tandem_api.field_paths import Place, dotted
+from tandem_api.hub import hugging_face_directory
 from tandem_api.spec.model import CharacterTokenizer, DType, ModelSpec, RandomSource
 
 PAD = "<pad>"
@@ -24,10 +25,14 @@ _REGEX_SPECIAL = re.compile(r"([\\.+*?()|\[\]{}^$])")
 
 
 def model_directory(model: ModelSpec, scratch: Path) -> Path:
-    """What the libraries load config and tokenizer of ``model`` from.
+    """The directory with config and tokenizer of ``model``.
 
-    A directory, except for a hub id, which is returned as it is (``str()`` gives the id; its revision is in
-    ``model.source.hf.revision``). A random model is written below ``scratch``.
+    That of a hub id is fetched into the hub client's cache, without weights. A random model is written below
+    ``scratch``.
+
+    Raises:
+        UserError: the source is none, or not there.
+        TryAgain: the hub cannot be reached.
     """
     source = model.source
     if source.random is not None:
@@ -36,7 +41,7 @@ def model_directory(model: ModelSpec, scratch: Path) -> Path:
         return Path(source.checkpoint.hf)
     if source.hf is None:
         raise UserError(Problem("spec.model.source", "set exactly one of hf, checkpoint, random"))
-    return Path(source.hf.path)
+    return hugging_face_directory(source.hf)
 
 
 def materialise(source: RandomSource, directory: Path, dtype: DType) -> Path:

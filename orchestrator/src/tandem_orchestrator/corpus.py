@@ -12,7 +12,6 @@ from tandem_api.environment import Job
 from tandem_api.errors import Problem, UserError
 from tandem_api.model_source import model_directory
 from tandem_api.records import Record
-from tandem_api.spec.model import ModelSpec
 from tandem_orchestrator.batches import Body, warmup_body
 from tandem_orchestrator.buffer import Kind
 from tandem_orchestrator.prompts import PromptSets, read_prompt_sets
@@ -48,9 +47,10 @@ class Corpus:
 
         Raises:
             UserError: anything of it is wrong, with every problem found.
+            TryAgain: the model's tokenizer is on the hub, which cannot be reached.
         """
         spec = job.spec
-        tokenizer = Tokenizer(tokenizer_directory(spec.model, scratch))
+        tokenizer = Tokenizer(model_directory(spec.model, scratch))
         scoring = Scoring(spec.rewards)
         sets = read_prompt_sets(spec.data, spec.seed)
         fitting = PromptSets(
@@ -97,28 +97,6 @@ class Corpus:
 
     def _prompt(self, kind: Kind, prompt: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.prompt(self.sets.record(kind, prompt)))
-
-
-def tokenizer_directory(model: ModelSpec, scratch: Path) -> Path:
-    """Where the model's tokenizer is, once it is there: ``scratch`` takes that of a made model.
-
-    Raises:
-        UserError: the hub has no such model, or cannot be reached.
-    """
-    directory = model_directory(model, scratch)
-    hub = model.source.hf
-    if directory.is_dir() or hub is None:
-        return directory
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    patterns = ["*.json", "*.jinja"]
-    try:
-        return Path(snapshot_download(hub.path, revision=hub.revision, allow_patterns=patterns))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(
-            Problem("spec.model.source.hf.path", f"{hub.path} is no directory here and cannot be fetched: {error}")
-        ) from error
 
 
 def _fitting(tokenizer: Tokenizer, records: Sequence[Record], job: Job) -> Iterator[Record]:

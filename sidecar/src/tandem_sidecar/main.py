@@ -6,7 +6,6 @@ import signal
 import sys
 import uuid
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import structlog
 from aiohttp import web
@@ -57,10 +56,10 @@ async def sidecar(env: Environment) -> None:
         address=env.text(names.POD_IP),
     )
     run_dir = env.path(names.RUN_DIR)
-    model = model_directory(job.spec.model, run_dir / "model")
     async with AsyncExitStack() as stack:
         runner = await serve_health(member.address)
         stack.push_async_callback(runner.cleanup)
+        model = await asyncio.to_thread(model_directory, job.spec.model, run_dir / "model")
         collected = registry()
         metrics = MemberMetrics(collected)
         stack.enter_context(served(member.address, collected))
@@ -69,13 +68,13 @@ async def sidecar(env: Environment) -> None:
             Store(env.etcd_endpoints(), *credentials, authorities=env.etcd_authorities())
         )
         work = await stack.enter_async_context(WorkClient(env.text(names.ORCHESTRATOR_URL), secrets.token))
-        engine = Engine(job, Path(model), run_dir, metrics)
+        engine = Engine(job, model, run_dir, metrics)
         stack.push_async_callback(engine.close)
         most, repetition = job.spec.engine.max_concurrent, job.spec.rollout.repetition
         rollouts = Rollouts(member.index, member.incarnation, engine.client, work, most, metrics, repetition)
         memory = DeviceMemory() if job.spec.hybrid.accelerators else None
         trainer = TrainerClient(run_dir, job.spec.ranks_per_pod)
-        switch = Switch(job, run_dir, Path(model), engine, trainer, rollouts, memory)
+        switch = Switch(job, run_dir, model, engine, trainer, rollouts, memory)
         worker = Worker(store, JobKeys(job.namespace, job.name, job.uid), member, switch, metrics)
         await until_terminated(worker)
         await switch.drain_if_alive()

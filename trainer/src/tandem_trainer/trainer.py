@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from tandem_api.environment import Job
+from tandem_api.hub import hugging_face_directory
 from tandem_api.messages.trainer import (
     Checkpoint,
     Export,
@@ -124,8 +125,8 @@ class Trainer:
         elif source.checkpoint:
             self._checkpoints.load(policy, Path(source.checkpoint.path))
             policy.reset_optimizer()
-        else:
-            policy.load(self._hub_directory())
+        elif source.hf:
+            policy.load(hugging_face_directory(source.hf, weights=True))
         self._loaded = True
         log.info("weights are loaded", checkpoint=command.checkpoint, iteration=self._counters.iteration)
         return TrainerReply(
@@ -260,19 +261,7 @@ class Trainer:
         )
 
     def _hf_config(self) -> PretrainedConfig:
-        source = self._spec.model.source.hf
-        return AutoConfig.from_pretrained(str(self._model_directory), revision=source.revision if source else None)
-
-    def _hub_directory(self) -> Path:
-        """The directory with the weights; those of a hub id are downloaded, by one rank at a time."""
-        if self._model_directory.is_dir():
-            return self._model_directory
-        from huggingface_hub import snapshot_download
-
-        source = self._spec.model.source.hf
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
-        revision = source.revision if source else None
-        return Path(snapshot_download(str(self._model_directory), revision=revision, allow_patterns=patterns))
+        return AutoConfig.from_pretrained(str(self._model_directory))
 
     def _make_exporter(self) -> Exporter | None:
         """Ranks without an engine worker of the same number only take part in the gather."""
