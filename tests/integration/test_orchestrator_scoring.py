@@ -3,6 +3,9 @@
 
 import asyncio
 import contextlib
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -164,3 +167,17 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_worker_whose_orchestrator_is_gone_ends(tmp_path: Path):
+    """Killed before the worker was ready, an orchestrator hears nothing any more, and says nothing."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "tandem_orchestrator.rewards.worker", "exact", '{"pattern": null}', str(2**30)]
+    with (tmp_path / "empty").open("w+b") as nothing:
+        worker = subprocess.Popen(command, stdin=nothing, stdout=writing)
+    os.close(writing)
+    try:
+        assert worker.wait(60) == 0
+    finally:
+        worker.kill()
