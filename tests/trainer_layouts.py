@@ -149,9 +149,11 @@ def _rank(directory: Path) -> None:
     cases = [Case(**case) for case in json.loads((directory / "cases.json").read_text())]
     with activate(0) as device:
         timeout = timedelta(minutes=5)
+        store, rank, _ = next(dist.rendezvous("env://"))
         for case in cases:
             # Destroyed again with each case: the threads of a group stay until then, and a layout has forty groups.
-            dist.init_process_group("gloo", timeout=timeout)
+            prefixed = dist.PrefixStore(str(case), store)
+            dist.init_process_group("gloo", store=prefixed, rank=rank, world_size=RANKS, timeout=timeout)
             layout = parallel.Layout(
                 case.tensor,
                 case.pipeline,
@@ -163,7 +165,7 @@ def _rank(directory: Path) -> None:
             outcomes[str(case)] = _outcome(directory, case, layout, device)
             parallel_state.destroy_model_parallel()
             dist.destroy_process_group()
-        if os.environ["RANK"] == "0":
+        if rank == 0:
             (directory / "outcomes.json").write_text(json.dumps(outcomes))
 
 
