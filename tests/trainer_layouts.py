@@ -74,7 +74,7 @@ CASES = [
         for sizes in [(1,), (2,), (4,), (1, 2), (1, 4), (2, 2), (1, 1, 2), (1, 1, 4), (2, 1, 2), (1, 2, 2)]
     ),
     *(Case("untied", *sizes) for sizes in [(1,), (2,), (1, 2), (2, 2), (1, 1, 2)]),
-    *(Case(model, *sizes) for model in ("biases", "llama") for sizes in [(2, 2), (2, 1, 2)]),
+    *(Case(model, *sizes) for model in ("biases", "llama") for sizes in [(1,), (2, 2), (2, 1, 2)]),
     *(
         Case("experts", *sizes)
         for sizes in [
