@@ -26,10 +26,8 @@ def hugging_face_directory(source: HuggingFaceSource, *, weights: bool = False) 
     if directory.is_absolute() or directory.is_dir():
         return directory
     # Slow to import, and only those who load models have it.
-    from httpx import HTTPError
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
-        HfHubHTTPError,
         HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -47,7 +45,7 @@ def hugging_face_directory(source: HuggingFaceSource, *, weights: bool = False) 
             "this token; mount the directory, or correct the name, or set HF_TOKEN"
         )
         raise UserError(Problem("spec.model.source.hf.path", message)) from error
-    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
+    except Exception as error:  # what is left is the network's, in the classes of whichever library the client has
         raise TryAgain(
             f"spec.model.source.hf.path: {source.path} is no directory in this container, and the hub cannot be "
             f"reached; open the network, or mount the model: {error}"
