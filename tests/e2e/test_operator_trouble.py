@@ -4,6 +4,7 @@
 The kubelet, the scheduler and admission are real. Containers that are not what a case is about run a tiny program.
 """
 
+import base64
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +17,11 @@ from operator_fixture import merged
 from operator_process import OperatorProcess, World, eventually, free_port
 from tiny_pods import FAILING, tiny
 
-from tandem_operator.cluster import EVENT, Selection
+from tandem_api.errors import TryAgain
+from tandem_operator.cluster import EVENT, Kind, Selection
+from tandem_operator.configuration import CREDENTIALS_DIR
+from tandem_operator.etcd_accounts import account_name
+from tandem_phases.store import Store
 
 WITHIN = 30.0
 
@@ -174,3 +179,39 @@ async def test_an_etcd_that_goes_away_is_told_and_its_return_too(
         return found is not None and found["reason"] != "EtcdUnreachable"
 
     await eventually(back)
+
+
+async def test_an_etcd_that_comes_back_empty_has_the_accounts_of_running_jobs_again(
+    world: World, etcd: EtcdServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    for name, text in (("username", "root"), ("password", "r00t")):
+        (credentials / name).write_text(text)
+    monkeypatch.setenv(CREDENTIALS_DIR, str(credentials))
+    settings = {"endpoints": etcd.endpoints, "auth": True}
+    process = OperatorProcess(tmp_path, world.namespace, etcd.endpoints, "one", etcd=settings)
+    process.start()
+    await eventually(process.ready)
+    await world.submit(**tiny())
+    keys = await world.keys("sums")
+    secret = Kind("v1", "Secret")
+
+    async def reaches_its_keys() -> bool:
+        found = await world.cluster.get(secret, world.namespace, "sums-secrets")
+        if found is None:
+            return False
+        password = base64.b64decode(found["data"]["etcd-password"]).decode()
+        async with Store(etcd.endpoints, account_name(keys.uid), password, timeout=2.0) as store:
+            try:
+                await store.get(keys.phase)
+            except TryAgain:
+                return False
+        return True
+
+    await eventually(reaches_its_keys)
+    etcd.stop()
+    etcd.wipe()
+    etcd.start()
+    await eventually(reaches_its_keys)
+    await process.stop()
