@@ -12,6 +12,7 @@ from etcd_server import EtcdServer, etcd_server
 from scripted_pods import SOON, JobOfPods, Pod
 
 from tandem_api.environment import Job
+from tandem_api.errors import MemberFailed
 from tandem_api.messages.phases import PhaseName, PhaseRecord, Progress
 from tandem_orchestrator.run import Run
 from tandem_sidecar.steps import Part
@@ -57,6 +58,11 @@ async def test_a_job_whose_buffer_was_lost_goes_on_from_its_newest_checkpoint(et
         if record.iteration == 2:
             await asyncio.Event().wait()
 
+    async def train_what_is_there(_: Pod, record: PhaseRecord, part: Part) -> None:
+        if record.world == 1:
+            raise MemberFailed("the orchestrator has no batch 2")
+        part.measured["loss"] = 1.0
+
     async with JobOfPods(tmp_path, etcd, iterations=4) as job:
         pods = job.pod(0, train=die), job.pod(1)
         driving = job.drive()
@@ -78,7 +84,7 @@ async def test_a_job_whose_buffer_was_lost_goes_on_from_its_newest_checkpoint(et
         before = len(job.records)
         job.run = Run(job.job, tmp_path / "state")
         await job.run.prepare()
-        job.pod(0), job.pod(1)
+        job.pod(0, train=train_what_is_there), job.pod(1)
         last = await asyncio.wait_for(job.drive(), SOON)
         await job.run.stop()
     assert (last.name, last.iteration) == (PhaseName.SUCCEEDED, 4)
