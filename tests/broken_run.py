@@ -21,7 +21,7 @@ from tandem_api.keys import JobKeys
 from tandem_phases.mirror import Mirror
 from tandem_phases.store import Store
 
-START_SECONDS = 300.0
+START_SECONDS = 400.0
 RUN_SECONDS = 600.0
 RECORD = Path(os.environ.get("TANDEM_RECOVERIES", ROOT / "build" / "recoveries.jsonl"))
 """Where tests leave how long recoveries took."""
@@ -35,7 +35,7 @@ SMALL: Mapping[str, Any] = {
     "spec.runPolicy": {"maxRestarts": 50},
     # As many threads in every process that trains: sums in another order are other sums.
     "spec.trainer.env": [{"name": "OMP_NUM_THREADS", "value": "1"}],
-    "spec.schedule": {"phaseDeadlines": {"start": "4m", "release": "60s", "train": "60s", "handoff": "2m"}},
+    "spec.schedule": {"phaseDeadlines": {"start": "6m", "release": "60s", "train": "60s", "handoff": "2m"}},
 }
 
 

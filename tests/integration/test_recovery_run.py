@@ -51,7 +51,6 @@ def test_the_job_works_again_after(run: BrokenRun, number: int) -> None:
     recovery = run.recoveries[number]
     unmoved = (Kind.ORCHESTRATOR_KILLED, Kind.ETCD_KILLED, Kind.LEADERSHIP_LOST)
     assert recovery.new_world is (recovery.fault.kind not in unmoved), recovery
-    assert recovery.seconds < 180
 
 
 def test_nothing_that_was_on_disk_is_lost_or_changed(run: BrokenRun) -> None:
