@@ -32,7 +32,7 @@ FAULTS = (
     Fault(Kind.TRAINER_KILLED, P.HANDOFF),
     Fault(Kind.POD_LOST, P.TRAIN),
 )
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.soak]
 
 
 @pytest.fixture(scope="module")
