@@ -43,7 +43,8 @@ def columns() -> list[str]:
 def install(release: Release, chart: Path) -> None:
     helm(
         *("upgrade", "--install", RELEASE, str(chart), "-n", release.namespace, "--create-namespace"),
-        *("--take-ownership", "--wait", "--timeout", "5m", *TEST_ETCD),
+        # The definition may be there already, from other hands: that is for the one who installs to decide.
+        *("--take-ownership", "--force-conflicts", "--wait", "--timeout", "5m", *TEST_ETCD),
         *("--set", f"namespaces={{{release.namespace}}}", "--set", "etcd.tls.enabled=true"),
     )
 
