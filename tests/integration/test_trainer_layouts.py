@@ -63,19 +63,19 @@ def _run(world: World, directory: Path, resume_from: Path) -> Run:
 
 
 def _try_what_is_refused(world: World, orchestrator: Orchestrator, run: Run) -> None:
-    last = TrainStep(epoch=9, iteration=2, weight_version=2)
+    last = TrainStep(epoch=21, iteration=2, weight_version=2)
     world.ask(Load(epoch=20, checkpoint="iter-0000002"))
     first = world.ask(last)
     served = len(orchestrator.requests)
     run.again = world.ask(last)
     run.requests = orchestrator.requests[served:]
     assert run.again == first
-    run.refusals["iteration"] = world.ask(TrainStep(epoch=21, iteration=7, weight_version=7))
-    run.refusals["batch"] = world.ask(TrainStep(epoch=22, iteration=3, weight_version=3))
-    run.refusals["checkpoint"] = world.ask(Load(epoch=23, checkpoint="iter-0000009"))
-    run.refusals["unloaded"] = world.ask(Checkpoint(epoch=24, iteration=0))
-    world.ask(Load(epoch=25, checkpoint="iter-0000002"))
-    world.ask(TrainStep(epoch=26, iteration=2, weight_version=2, save=True))
+    run.refusals["iteration"] = world.ask(TrainStep(epoch=22, iteration=7, weight_version=7))
+    run.refusals["batch"] = world.ask(TrainStep(epoch=23, iteration=3, weight_version=3))
+    run.refusals["checkpoint"] = world.ask(Load(epoch=24, checkpoint="iter-0000009"))
+    run.refusals["unloaded"] = world.ask(Checkpoint(epoch=25, iteration=0))
+    world.ask(Load(epoch=26, checkpoint="iter-0000002"))
+    world.ask(TrainStep(epoch=27, iteration=2, weight_version=2, save=True))
 
 
 @pytest.fixture(scope="module")

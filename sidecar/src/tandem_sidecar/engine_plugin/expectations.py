@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from vllm.model_executor.layers.attention import is_deferred_attention_layer
+from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.linear import (
     LinearBase,
     MergedColumnParallelLinear,
@@ -17,7 +18,6 @@ from vllm.model_executor.layers.linear import (
 )
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
-from vllm.model_executor.models.interfaces import is_mixture_of_experts
 
 from tandem_handoff import Expected
 
@@ -99,7 +99,7 @@ def _linear_shape(module: LinearBase, parameter: str, rows: int | None) -> Shape
 
 def _takes_checkpoint_names(model: torch.nn.Module) -> bool:
     """Whether parameters, fused ones taken apart, are called as in the checkpoint: no renames, no fused experts."""
-    if is_mixture_of_experts(model):
+    if any(isinstance(module, RoutedExperts) for module in model.modules()):
         return False
     mapper = getattr(model, "hf_to_vllm_mapper", None)
     return mapper is None or not any(
