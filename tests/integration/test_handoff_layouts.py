@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whatever the trainer's layout, the engines get the weights of one rank, and all agree on them."""
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-import httpx
 import pytest
 import torch
-from engine_fixture import Engine, reference_logprobs, running_engine
+from engine_fixture import Engine, reference_logprobs
 from safetensors.torch import load_file, save_file
 from trainer_layouts import CASES, MODELS, PROBE, RANKS, SEED, Case, Outcome, run, write_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tandem_api.errors import UserError
 from tandem_api.spec.hybrid import Parallelism
-from tandem_handoff import PeerRefusedError
 from tandem_trainer.bridge import build_bridge
 from tandem_trainer.parallel import Layout
 from tandem_trainer.weights import SeededWeights
@@ -25,7 +21,6 @@ pytestmark = pytest.mark.timeout(900)  # the first test waits for four ranks tha
 TOLERANCE = 1e-4
 BY_NAME = pytest.mark.parametrize("case", CASES, ids=str)
 WITH_ENGINE = [Case("tied", tensor=2, pipeline=2), Case("tied", tensor=4), Case("tied", tensor=2, context=2)]
-WITH_EXPERTS = [Case("shared experts", expert=4), Case("shared experts", tensor=2, expert=2)]
 
 
 @pytest.fixture(scope="module")
@@ -117,36 +112,6 @@ def test_the_engine_computes_with_the_weights_of_a_layout(
 ) -> None:
     version = 7000 + WITH_ENGINE.index(case)
     assert_engine_computes(engine, outcomes[str(case)], reference(directory, case.model), version)
-
-
-@pytest.fixture(scope="module")
-def engine_with_experts() -> Iterator[Engine]:
-    with running_engine(**MODELS["shared experts"]) as started:
-        started.wait()
-        yield started
-
-
-def test_an_engine_with_experts_computes_with_the_weights_of_a_layout(
-    engine_with_experts: Engine, outcomes: dict[str, Outcome], directory: Path
-) -> None:
-    for version, case in enumerate(WITH_EXPERTS, 1):
-        model = reference(directory, case.model)
-        assert_engine_computes(engine_with_experts, outcomes[str(case)], model, version)
-
-
-def test_an_engine_refuses_experts_of_which_a_part_is_missing(
-    engine_with_experts: Engine, outcomes: dict[str, Outcome], directory: Path
-) -> None:
-    outcome = outcomes[str(WITH_EXPERTS[0])]
-    tensors = load_file(outcome.weights)
-    del tensors["model.layers.2.mlp.experts.5.up_proj.weight"]
-    with engine_with_experts.exporter(2**15) as exporter, ThreadPoolExecutor(1) as pool:
-        exported = pool.submit(exporter.export, 50, list(tensors.items()), 60.0)
-        answer = engine_with_experts.update(50)
-        with pytest.raises(PeerRefusedError, match=r"model\.layers\.2\.mlp\.experts.*2048 of its .* did not come"):
-            exported.result()
-    assert answer.status_code != httpx.codes.OK
-    assert_engine_computes(engine_with_experts, outcome, reference(directory, "shared experts"), 51)
 
 
 @pytest.mark.parametrize(
