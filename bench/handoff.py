@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import statistics
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import torch
 from engine_baselines import Layout, broadcast, join, unpacked
 from engine_fixture import PROBE, Engine, write_model
 from handoff_plot import Point, draw
+from ports import free_port
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -119,7 +119,7 @@ class Ways:
     def gloo(self, version: int) -> dict[str, float]:
         """Broadcast of packed buckets over loopback, and vLLM's own reload from them."""
         if self._group is None:
-            port = _free_port()
+            port = free_port()
             joined = self._call("baseline_join", args=[port])
             self._group = join(port, 0)
             joined.result()
@@ -261,13 +261,6 @@ def _packed_layout(tensors: Tensors) -> list[Layout]:
         buckets[-1].append((name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)))
         used += tensor.nbytes
     return buckets
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +23,11 @@ from typing import Any
 import kopf
 from etcd_server import EtcdServer, etcd_server
 from operator_fixture import manifest
-from operator_process import OperatorProcess, eventually
+from operator_process import OperatorProcess
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Column, Table
+from waiting import eventually, reached
 
 from tandem_api.schema import crd
 from tandem_operator import cluster as api
@@ -160,10 +161,10 @@ async def measured(cluster: Cluster, etcd: EtcdServer, directory: Path, jobs: in
             before, used = requests(operator.metrics()), operator.cpu_seconds()
             began = time.monotonic()
             await simulation.apply(names)
-            await _until(lambda: simulation.planned.keys() >= set(names))
+            await reached(lambda: simulation.planned.keys() >= set(names), _PATIENCE, "all jobs planned")
             run.planned = max(simulation.planned.values()) - began
             console.log(f"{jobs:,} jobs planned in {run.planned:.1f} s; their pods start")
-            await _until(lambda: simulation.ready >= set(names))
+            await reached(lambda: simulation.ready >= set(names), _PATIENCE, "all jobs ready")
             run.ready = time.monotonic() - began
             after = requests(operator.metrics())
         run.waits = sorted(simulation.planned[name] - simulation.created[name] for name in names)
@@ -172,13 +173,6 @@ async def measured(cluster: Cluster, etcd: EtcdServer, directory: Path, jobs: in
     finally:
         await operator.stop()
     return run
-
-
-async def _until(reached: Callable[[], bool]) -> None:
-    async def look() -> bool:
-        return reached()
-
-    await eventually(look, _PATIENCE)
 
 
 def table(runs: dict[str, Run]) -> Table:

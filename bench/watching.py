@@ -33,6 +33,7 @@ _SMALL = {
     "spec.data.evaluation": None,
     "spec.rollout.promptsPerIteration": 4,
     "spec.rollout.samplesPerPrompt": 8,
+    "spec.algorithm.mirrorDescent.batchPrompts": 4,
     "spec.checkpoint.everyIterations": 1000,
     "spec.checkpoint.export": False,
     "spec.orchestrator.env": [

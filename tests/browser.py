@@ -13,6 +13,7 @@ from typing import Any
 
 from aiohttp import ClientSession, ClientWebSocketResponse
 from runs import ROOT
+from waiting import reached
 
 _START_SECONDS = 60.0
 _LOAD_SECONDS = 30.0
@@ -116,8 +117,9 @@ def _started(profile: Path) -> subprocess.Popen[bytes]:
 async def _port(profile: Path, process: subprocess.Popen[bytes]) -> int:
     """The port on which the browser listens, which it writes into its profile."""
     file = profile / "DevToolsActivePort"
-    async with asyncio.timeout(_START_SECONDS):
-        while not (file.exists() and "\n" in file.read_text()):
-            assert process.poll() is None, (profile.parent / "browser.log").read_text()
-            await asyncio.sleep(0.1)
-    return int(file.read_text().splitlines()[0])
+
+    def lines() -> list[str]:
+        assert process.poll() is None, (profile.parent / "browser.log").read_text()
+        return file.read_text().split("\n")[:-1] if file.exists() else []
+
+    return int((await reached(lines, _START_SECONDS, "the browser's start"))[0])

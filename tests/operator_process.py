@@ -7,16 +7,16 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from kubernetes import client, config
 from operator_fixture import manifest
+from ports import free_port
+from waiting import DEADLINE, eventually
 
 from tandem_api.keys import JobKeys
 from tandem_api.messages.phases import PhaseName, PhaseRecord
@@ -24,28 +24,12 @@ from tandem_operator.cluster import EVENT, POD, RLJOB, Cluster, Kind, Selection
 from tandem_operator.observations import PLAN_ANNOTATION
 from tandem_phases.store import Store
 
-DEADLINE = 40.0
 KILLED_WITHIN = 5.0
 SEED = int(os.environ.get("TANDEM_E2E_SEED") or random.SystemRandom().randrange(2**32))
 """Of all random moments; printed by each test that draws one, and set by the environment to draw the same again."""
 KUBECONFIG = os.environ.get(
     "TANDEM_E2E_KUBECONFIG", str(Path(__file__).parents[1] / "build" / "cluster" / "kubeconfig")
 )
-
-
-async def eventually[T](look: Callable[[], Awaitable[T | None]], seconds: float = DEADLINE) -> T:
-    """The first result of ``look`` that is neither None nor False."""
-    async with asyncio.timeout(seconds):
-        while True:
-            if found := await look():
-                return found
-            await asyncio.sleep(0.2)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class OperatorProcess:

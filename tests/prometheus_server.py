@@ -2,7 +2,6 @@
 """A real Prometheus that scrapes the pods of a local run as a PodMonitor would have it."""
 
 import json
-import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -10,7 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from running import ROOT, eventually, processes_of
+from ports import free_port
+from running import ROOT, processes_of
+from waiting import until
 
 _CONFIGURATION = """
 global: {scrape_interval: 1s, scrape_timeout: 1s}
@@ -27,7 +28,7 @@ class Prometheus:
 
     def scrape(self, out: Path, pods: int, seconds: float) -> None:
         """Scrape the run in ``out`` once so many pods are there, orchestrator included, and its etcd as well."""
-        found = eventually(lambda: pods <= len(pods_of(out)) and pods_of(out), seconds, f"the start of {pods} pods")
+        found = until(lambda: pods <= len(pods_of(out)) and pods_of(out), seconds, f"the start of {pods} pods")
         job = {"namespace": "default", "tandem_rl_dev_job": "chain-sum"}
         targets = {f"{address}:9400": {**job, "pod": pod} for pod, (address, _) in found.items()}
         self.target(targets | {endpoint: {"namespace": "default", "pod": "etcd"} for _, endpoint in found.values()})
@@ -60,7 +61,7 @@ def prometheus(directory: Path) -> Iterator[Prometheus]:
     """Prometheus with its data in ``directory``, until the block is left."""
     found = subprocess.run([ROOT / "hack" / "prometheus"], stdout=subprocess.PIPE, text=True, check=True)
     (directory / "prometheus.yml").write_text(_CONFIGURATION)
-    url = f"http://127.0.0.1:{_free_port()}"
+    url = f"http://127.0.0.1:{free_port()}"
     with (directory / "prometheus.log").open("w") as log:
         process = subprocess.Popen(
             [
@@ -73,19 +74,12 @@ def prometheus(directory: Path) -> Iterator[Prometheus]:
             stderr=log,
         )
     try:
-        eventually(lambda: process.poll() is not None or _ready(url), 60.0, "Prometheus's start")
+        until(lambda: process.poll() is not None or _ready(url), 60.0, "Prometheus's start")
         assert process.poll() is None, (directory / "prometheus.log").read_text()
         yield Prometheus(url, directory)
     finally:
         process.terminate()
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
 
 
 def _ready(url: str) -> bool:

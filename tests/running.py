@@ -4,26 +4,14 @@
 import json
 import os
 import subprocess
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from runs import ROOT, TANDEM, changed
+from waiting import until as eventually
 
 __all__ = ["ROOT", "eventually", "finish", "manifest", "metrics", "processes_of", "start"]
-
-
-def eventually[T](condition: Callable[[], T | None], seconds: float, what: str) -> T:
-    """The first value of ``condition`` that is neither None nor False; fails after ``seconds``."""
-    end = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value is not None and value is not False:
-            return value
-        if time.monotonic() > end:
-            raise TimeoutError(f"{what} did not happen within {seconds:.0f} s")
-        time.sleep(0.1)
 
 
 def manifest(path: Path, changes: Mapping[str, Any]) -> Path:

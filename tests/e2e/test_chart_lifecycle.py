@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kubectl import CHART, ROOT, TEST_ETCD, helm, kubectl, objects, one, until
+from kubectl import CHART, ROOT, TEST_ETCD, helm, kubectl, objects, one
+from waiting import until
 
 RELEASE = "lifecycle"
 JOB = "outlives"
@@ -101,7 +102,7 @@ def test_an_upgrade_brings_the_new_crd_and_keeps_the_job(release: Release) -> No
     assert COLUMN in columns()
     assert one("rljob", JOB, release.namespace)["metadata"]["uid"] == before
     change(release)
-    until(lambda: looked_after(release), "the upgraded operator answers a change of the job")
+    until(lambda: looked_after(release), 120.0, "the upgraded operator answers a change of the job")
 
 
 def test_a_rollback_leaves_the_job_to_the_previous_operator(release: Release) -> None:
@@ -109,7 +110,7 @@ def test_a_rollback_leaves_the_job_to_the_previous_operator(release: Release) ->
     helm("rollback", RELEASE, "1", "-n", release.namespace, "--wait", "--timeout", "5m")
     assert one("rljob", JOB, release.namespace)["metadata"]["uid"] == before
     change(release)
-    until(lambda: looked_after(release), "the operator of before answers a change of the job")
+    until(lambda: looked_after(release), 120.0, "the operator of before answers a change of the job")
 
 
 def test_uninstalling_deletes_no_job_and_leaves_what_the_notes_name(release: Release) -> None:
@@ -131,4 +132,4 @@ def test_uninstalling_deletes_no_job_and_leaves_what_the_notes_name(release: Rel
 def test_installing_again_takes_over_the_job_and_etcds_volume(release: Release) -> None:
     install(release, CHART)
     change(release)
-    until(lambda: looked_after(release), "the new operator answers a change of the job")
+    until(lambda: looked_after(release), 120.0, "the new operator answers a change of the job")

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from kubectl import CHART, kubectl, run, until
+from kubectl import CHART, kubectl, run
 from monitoring_crds import definitions
 from operator_fixture import platform, rljob
+from waiting import until
 
 from tandem_api.environment import Secrets
 from tandem_operator.plan import plan
@@ -46,7 +47,7 @@ def monitoring() -> Iterator[None]:
     try:
         for name, path in added.items():
             kubectl("create", "-f", str(path))
-            until(lambda name=name: established(name), f"{name} established", 60.0)
+            until(lambda name=name: established(name), 60.0, f"{name} established")
         yield
     finally:
         for name in added:

@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from etcd_server import etcd_server
-from kubectl import ROOT, kubectl, one, until
+from kubectl import ROOT, kubectl, one
 from operator_fixture import manifest, platform
-from operator_process import KUBECONFIG, OperatorProcess, eventually
+from operator_process import KUBECONFIG, OperatorProcess
+from waiting import eventually, until
 
 from tandem_api.environment import Secrets
 from tandem_api.keys import JobKeys
@@ -109,7 +110,7 @@ def made_namespace(prefix: str) -> Iterator[str]:
     name = f"{prefix}-{uuid.uuid4().hex[:6]}"
     kubectl("create", "namespace", name)
     kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
-    until(lambda: "default" in kubectl("get", "serviceaccounts", "-n", name), "the default service account")
+    until(lambda: "default" in kubectl("get", "serviceaccounts", "-n", name), 120.0, "the default service account")
     yield name
     kubectl("delete", "namespace", name, "--wait=false")
 
@@ -181,7 +182,7 @@ async def test_a_checkpoint_is_asked_for_through_the_operator_and_waited_for(ope
         epoch=9, iteration=2, name=PhaseName.ROLLOUT, weight_version=2, world=1, members=(0,), started=1.0
     )
     await store.put(keys.phase, record.wire())
-    until(lambda: one("rljob", "sums", operated).get("status", {}).get("iteration") == 2, "the phase in status")
+    until(lambda: one("rljob", "sums", operated).get("status", {}).get("iteration") == 2, 120.0, "the phase in status")
     waiting = asyncio.create_task(asked("checkpoint", "sums", "-n", operated, "--timeout", "60s"))
 
     async def wanted() -> bool:
@@ -221,7 +222,7 @@ def played() -> Iterator[str]:
         change = ("--subresource=status", "--type=merge", "-p", json.dumps({"status": status}))
         kubectl("patch", "rljob", "sums", "-n", namespace, *change)
         kubectl("wait", "pods", "--all", "-n", namespace, "--for=condition=Ready", "--timeout=3m")
-        until(lambda: all(speaks(namespace, *each) for each in SAID), "the stand-ins' logs")  # noqa: B023 - called here
+        until(lambda: all(speaks(namespace, *each) for each in SAID), 120.0, "the stand-ins' logs")  # noqa: B023 - called here
         yield namespace
 
 
@@ -346,10 +347,12 @@ def test_the_report_is_written_of_a_job_that_runs_and_of_one_whose_orchestrator_
     suspend = json.dumps({"spec": {"suspend": True}})
     kubectl("patch", "job", "sums-orchestrator", "-n", played, "--type=merge", "-p", suspend)
     of_it = ("-n", played, "-l", "app.kubernetes.io/component=orchestrator", "-o", "name")
-    until(lambda: not kubectl("get", "pods", *of_it).strip(), "the orchestrator's end")
+    until(lambda: not kubectl("get", "pods", *of_it).strip(), 120.0, "the orchestrator's end")
     tandem("report", "sums", "-n", played, "--compare", f"{played}/sums", "--out", str(tmp_path / "ended.html"))
     assert [run["timeline"] for run in content(tmp_path / "ended.html")] == [running["timeline"]] * 2
-    until(lambda: "report" not in kubectl("get", "pods", "-n", played, "-o", "name"), "the end of the reading pod")
+    until(
+        lambda: "report" not in kubectl("get", "pods", "-n", played, "-o", "name"), 120.0, "the end of the reading pod"
+    )
     assert "its orchestrator does not run" in tandem("top", "sums", "-n", played)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from etcd_server import EtcdServer
-from operator_process import OperatorProcess, World, eventually
+from operator_process import OperatorProcess, World
 from tiny_pods import HUNGRY, tiny
+from waiting import eventually
 
 from tandem_api.messages.phases import Desired, DesiredState, PhaseName
 from tandem_operator.cluster import JOB, POD, RLJOB, Kind, Selection

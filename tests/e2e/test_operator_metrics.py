@@ -7,8 +7,9 @@ from pathlib import Path
 
 from dashboards.query import Answer, answers
 from etcd_server import EtcdServer
-from operator_process import OperatorProcess, World, eventually
+from operator_process import OperatorProcess, World
 from prometheus_server import prometheus
+from waiting import eventually
 
 SECONDS = 60.0
 EMPTY = {"Tandem / Operator / Failed API requests", "Tandem / Operator / etcd's disk"}

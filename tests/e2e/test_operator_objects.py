@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from operator_fixture import platform, rljob
-from operator_process import OperatorProcess, World, eventually
+from operator_process import OperatorProcess, World
+from waiting import eventually
 
 from tandem_api.environment import Secrets
 from tandem_api.messages.phases import Desired, DesiredState

@@ -7,8 +7,9 @@ The tests write what Kueue would. The scheduler, and its gang scheduling where t
 from typing import Any
 
 import pytest
-from operator_process import OperatorProcess, World, eventually
+from operator_process import OperatorProcess, World
 from tiny_pods import tiny
+from waiting import eventually
 
 from tandem_api.messages.phases import Desired, DesiredState, PhaseName
 from tandem_operator.cluster import JOB, RLJOB

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from etcd_server import EtcdServer
-from operator_process import DEADLINE, OperatorProcess, World, eventually
+from operator_process import OperatorProcess, World
+from waiting import DEADLINE, eventually
 
 from tandem_operator.cluster import LEASE, Refused
 

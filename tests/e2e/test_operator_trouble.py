@@ -14,8 +14,10 @@ import pytest
 import pytest_asyncio
 from etcd_server import EtcdServer
 from operator_fixture import merged
-from operator_process import OperatorProcess, World, eventually, free_port
+from operator_process import OperatorProcess, World
+from ports import free_port
 from tiny_pods import FAILING, tiny
+from waiting import eventually
 
 from tandem_api.errors import TryAgain
 from tandem_operator.cluster import EVENT, Kind, Selection

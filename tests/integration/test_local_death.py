@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from running import processes_of
+from waiting import until
 
 # Starts a pod with a sidecar and a main container; each leaves a grandchild in a session of its own.
 STARTER = """
@@ -53,33 +54,14 @@ asyncio.run(main())
 MARKS = [f"{container}.{kind}" for container in ("engine", "trainer") for kind in ("child", "grandchild")]
 
 
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true in time"
-        time.sleep(0.02)
-
-
-def processes_of(directory: Path) -> list[int]:
-    """All processes whose command line or environment names the directory."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                seen = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if str(directory).encode() in seen:
-                found.append(int(entry.name))
-    return found
-
-
 @pytest.fixture
 def starter(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that has started the pod; the pod is up with all its descendants."""
     process = subprocess.Popen([sys.executable, "-c", STARTER, str(tmp_path)], start_new_session=True)
     try:
-        until(lambda: all((tmp_path / mark).exists() for mark in MARKS))
+        until(
+            lambda: all((tmp_path / mark).exists() for mark in MARKS), 30.0, "the pod's start with all its descendants"
+        )
         yield process
     finally:
         process.kill()
@@ -93,9 +75,9 @@ def test_sigkill_of_the_starter_leaves_no_process_and_no_directory(
     assert set(pids) <= set(processes_of(tmp_path))
     starter.send_signal(signal.SIGKILL)
     starter.wait()
-    until(lambda: not processes_of(tmp_path), seconds=5)
+    until(lambda: not processes_of(tmp_path), 5.0, "the end of all processes")
     directories = [Path(line) for line in (tmp_path / "scratch").read_text().splitlines()]
-    until(lambda: not any(directory.exists() for directory in directories), seconds=5)
+    until(lambda: not any(directory.exists() for directory in directories), 5.0, "the end of the directories")
 
 
 def test_sigkill_of_a_containers_supervisor_takes_the_container_with_it(
@@ -109,4 +91,4 @@ def test_sigkill_of_a_containers_supervisor_takes_the_container_with_it(
     ]
     assert len(supervisors) == 1
     os.kill(supervisors[0], signal.SIGKILL)
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), seconds=5)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 5.0, "the end of the container")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from waiting import reached
 
 from tandem_api.errors import UserError
 from tandem_cli.local.kubelet import Kubelet
@@ -84,13 +85,6 @@ def text(directory: Path, pod: str, container: str) -> str:
 
 def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
-
-
-async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true in time"
-        await asyncio.sleep(0.02)
 
 
 async def test_a_job_succeeds_when_its_containers_do_and_their_output_is_kept(tmp_path: Path) -> None:
@@ -244,7 +238,8 @@ async def test_stopping_sends_sigterm_to_main_containers_then_to_sidecars_and_in
     with local_node(tmp_path, exits) as node:
         manifest = job("j", main, deaf, inits=(sidecar,), terminationGracePeriodSeconds=1)
         async with Kubelet(node, Manifests([manifest])) as kubelet:
-            await until(lambda: all((tmp_path / f"{name}.up").exists() for name in ("sidecar", "main", "deaf")))
+            up = [tmp_path / f"{name}.up" for name in ("sidecar", "main", "deaf")]
+            await reached(lambda: all(path.exists() for path in up), 30.0, "the containers' start")
             began = time.monotonic()
             await kubelet.stop()
             took = time.monotonic() - began

@@ -9,13 +9,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
+from running import processes_of
+from waiting import until
 
 ORCHESTRATOR = """
 import asyncio, http.server, json, os, pathlib, sys, threading, time
@@ -172,29 +173,12 @@ def run(*arguments: str | Path, script: str = "succeed") -> subprocess.Completed
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true in time"
-        time.sleep(0.05)
-
-
 def status(out: Path) -> dict[str, object]:
     return json.loads((out / "status.json").read_text()) if (out / "status.json").exists() else {}
 
 
-def processes_naming(directory: Path) -> list[int]:
-    """Processes that have the directory on their command line or in their environment."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                seen = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
-            except OSError:
-                continue
-            if str(directory).encode() in seen:
-                found.append(int(entry.name))
-    return found
+def until_rollout(out: Path) -> None:
+    until(lambda: status(out).get("phase") == "Rollout", 60.0, "the first rollout")
 
 
 def test_a_run_that_succeeds_leaves_status_report_and_summary_and_no_process(manifest: Path, tmp_path: Path) -> None:
@@ -207,7 +191,7 @@ def test_a_run_that_succeeds_leaves_status_report_and_summary_and_no_process(man
     assert "iteration 3/3" in result.stdout
     assert str(out / "report.html") in result.stdout
     assert (out / "report.html").exists()
-    assert processes_naming(tmp_path) == []
+    assert processes_of(tmp_path) == []
 
 
 def test_a_directory_that_holds_a_run_is_refused_with_the_way_out(manifest: Path, tmp_path: Path) -> None:
@@ -235,7 +219,7 @@ def test_a_failed_run_says_why_and_shows_the_end_of_the_log(manifest: Path, tmp_
     assert result.returncode == 1
     assert "the disk is full (bytes=17)" in result.stdout
     assert status(tmp_path / "out")["phase"] == "Failed"
-    assert processes_naming(tmp_path) == []
+    assert processes_of(tmp_path) == []
 
 
 def test_a_container_that_fails_at_every_start_ends_the_run_with_its_log(manifest: Path, tmp_path: Path) -> None:
@@ -251,7 +235,7 @@ def test_an_interrupt_saves_then_stops_and_resume_goes_on_as_the_same_job(
 ) -> None:
     out = tmp_path / "out"
     with tandem("run", manifest, "--out", out, script="slow") as process:
-        until(lambda: status(out).get("phase") == "Rollout")
+        until_rollout(out)
         uid = yaml.safe_load((out / "job.yaml").read_text())["metadata"]["uid"]
         process.send_signal(number)
         stdout, _ = process.communicate(timeout=60)
@@ -259,7 +243,7 @@ def test_an_interrupt_saves_then_stops_and_resume_goes_on_as_the_same_job(
     assert f"--out {out} --resume" in stdout
     assert (out / "iteration").read_text() == "0"
     assert status(out)["phase"] == "Suspended"
-    assert processes_naming(tmp_path) == []
+    assert processes_of(tmp_path) == []
     result = run("run", manifest, "--out", out, "--resume")
     assert result.returncode == 0, result.stdout + result.stderr
     assert yaml.safe_load((out / "job.yaml").read_text())["metadata"]["uid"] == uid
@@ -275,22 +259,23 @@ def test_a_program_that_calls_the_data_wrong_is_not_started_again(manifest: Path
 def test_a_second_interrupt_stops_at_once(manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with tandem("run", manifest, "--out", out, script="slow") as process:
-        until(lambda: status(out).get("phase") == "Rollout")
+        until_rollout(out)
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=10)
     assert process.returncode == 130
-    assert processes_naming(tmp_path) == []
+    assert processes_of(tmp_path) == []
 
 
 def test_sigkill_leaves_no_process_and_the_run_can_be_resumed(manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with tandem("run", manifest, "--out", out, script="slow") as process:
-        until(lambda: status(out).get("phase") == "Rollout" and (out / "checkpoints" / "trainer.pid").exists())
-        assert len(processes_naming(tmp_path)) > 5
+        until_rollout(out)
+        until((out / "checkpoints" / "trainer.pid").exists, 60.0, "the trainer's start")
+        assert len(processes_of(tmp_path)) > 5
         process.kill()
         process.communicate()
-    until(lambda: processes_naming(tmp_path) == [], seconds=10)
+    until(lambda: processes_of(tmp_path) == [], 10.0, "the end of all processes")
     result = run("run", manifest, "--out", out, "--resume")
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -298,7 +283,7 @@ def test_sigkill_leaves_no_process_and_the_run_can_be_resumed(manifest: Path, tm
 def test_two_runs_in_one_directory_are_refused(manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with tandem("run", manifest, "--out", out, script="slow") as process:
-        until(lambda: status(out).get("phase") == "Rollout")
+        until_rollout(out)
         result = run("run", manifest, "--out", out, "--resume")
         assert result.returncode == 2
         assert "in use by another tandem run" in result.stderr

@@ -2,13 +2,14 @@
 """The operator and a real etcd: accounts that reach one job each, and one watch over all jobs."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trustme
 from etcd_server import EtcdServer, etcd_server
 from structlog.testing import capture_logs
+from waiting import reached
 
 from tandem_api.errors import TryAgain
 from tandem_api.keys import JobKeys
@@ -27,12 +28,6 @@ DEADLINE = 20.0
 def server(tmp_path: Path) -> Iterator[EtcdServer]:
     with etcd_server(tmp_path) as running:
         yield running
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while not condition():  # noqa: ASYNC110 - the condition is another task's to fulfil
-            await asyncio.sleep(0.02)
 
 
 async def test_a_new_etcd_asks_for_passwords_once_the_operator_has_seen_to_it(server: EtcdServer) -> None:
@@ -165,12 +160,16 @@ async def test_an_etcd_that_comes_back_empty_asks_for_passwords_again_and_lacks_
         server.wipe()
         protected.known.clear()
         server.start()
-        await until(lambda: protected.known != [] and set(protected.states.known()) == set())
+        await reached(
+            lambda: protected.known != [] and set(protected.states.known()) == set(),
+            DEADLINE,
+            "an empty watch after the loss",
+        )
         assert account_name(MINE.uid) not in protected.known[-1]
         await accounts.add(MINE, "secret")
         async with Store(server.endpoints, account_name(MINE.uid), "secret") as store:
             await store.put(MINE.phase, phase(1).wire())
-        await until(lambda: protected.states.of(MINE).phase == phase(1))
+        await reached(lambda: protected.states.of(MINE).phase == phase(1), DEADLINE, "the new phase")
     async with Store(server.endpoints) as anonymous:
         with pytest.raises(TryAgain):
             await anonymous.get(MINE.phase)
@@ -191,7 +190,9 @@ async def test_one_watch_tells_phase_and_progress_of_every_job(server: EtcdServe
             await store.put(MINE.phase, phase(2).wire())
             await store.put(THEIRS.progress, Progress(reward=0.5).wire())
             await store.put(THEIRS.ack(1, 0), "{}")
-            await until(lambda: states.of(THEIRS).progress == Progress(reward=0.5))
+            await reached(
+                lambda: states.of(THEIRS).progress == Progress(reward=0.5), DEADLINE, "the other job's progress"
+            )
             assert states.of(MINE).phase == phase(2)
             assert listener.changes == [(MINE, "phase"), (MINE, "phase"), (THEIRS, "progress")]
             assert set(states.known()) == {MINE, THEIRS}
@@ -210,14 +211,14 @@ async def test_desired_is_written_once_and_everything_of_a_job_can_be_forgotten(
         await store.put(MINE.ack(1, 0), "{}")
         await states.forget(MINE)
         assert (await store.list(MINE.prefix))[0] == {}
-        await until(lambda: set(states.known()) == set())
+        await reached(lambda: set(states.known()) == set(), DEADLINE, "the job forgotten")
 
 
 async def test_garbage_in_one_jobs_keys_leaves_the_others_alone(server: EtcdServer) -> None:
     async with Store(server.endpoints) as store, Listener(store) as states:
         await store.put(MINE.phase, "no json")
         await store.put(THEIRS.phase, phase(1).wire())
-        await until(lambda: states.of(THEIRS).phase == phase(1))
+        await reached(lambda: states.of(THEIRS).phase == phase(1), DEADLINE, "the other job's phase")
         assert states.of(MINE).phase is None
 
 
@@ -230,10 +231,10 @@ async def test_etcd_away_is_told_and_what_changed_meanwhile_is_seen_afterwards(
         listener = Listener(store)
         async with listener as states:
             server.stop()
-            await until(lambda: states.error is not None and listener.came_or_went > 0)
+            await reached(lambda: states.error is not None and listener.came_or_went > 0, DEADLINE, "the loss of etcd")
             assert states.of(MINE).phase == phase(1)
             server.start()
             async with Store(server.endpoints) as other:
                 await other.put(MINE.phase, phase(2).wire())
-            await until(lambda: states.of(MINE).phase == phase(2))
+            await reached(lambda: states.of(MINE).phase == phase(2), DEADLINE, "the phase written meanwhile")
             assert states.error is None

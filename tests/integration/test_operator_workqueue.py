@@ -5,6 +5,7 @@ import asyncio
 import time
 
 import pytest
+from waiting import reached
 
 from tandem_operator.workqueue import FIRST_BACKOFF, LONGEST_BACKOFF, Key, WorkQueue
 
@@ -113,9 +114,7 @@ async def test_every_key_is_worked_on_whatever_the_number_of_workers(workers: in
     keys = [("team", str(number)) for number in range(200)]
     for key in keys:
         queue.add(key)
-    async with asyncio.timeout(5):
-        while len(seen) < len(keys):  # noqa: ASYNC110 - the condition is another task's to fulfil
-            await asyncio.sleep(0.01)
+    await reached(lambda: len(seen) >= len(keys), 5.0, "the work on every key")
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)

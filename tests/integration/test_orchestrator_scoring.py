@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from math_pairs import DISAGREED, HOSTILE, RIGHT, WRONG
+from waiting import reached
 
 from tandem_api.records import Record
 from tandem_api.spec.data import DataSpec
@@ -155,10 +156,7 @@ async def test_closing_leaves_no_process(user_module: Path):
         task.cancel()
     await asyncio.wait(asking)
     await scorer.close()
-    until = time.monotonic() + 10.0
-    while any(map(alive, answering)):
-        assert time.monotonic() < until
-        await asyncio.sleep(0.01)
+    await reached(lambda: not any(map(alive, answering)), 10.0, "the end of the workers")
 
 
 def alive(pid: int) -> bool:

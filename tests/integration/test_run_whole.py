@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import eventually, finish, manifest, metrics, processes_of, start
+from running import finish, manifest, metrics, processes_of, start
 from transformers import AutoModelForCausalLM
+from waiting import until
 
 from tandem_api.environment import Job
 from tandem_api.manifest import load
@@ -59,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interrupted]:
     file, out = manifest(directory / "job.yaml", SMALL), directory / "out"
     process = start(file, out)
     try:
-        eventually(
+        until(
             lambda: process.poll() is not None or len(metrics(out)) >= KILLED_AFTER,
             START_SECONDS,
             "the third iteration",
@@ -69,7 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interrupted]:
         process.wait()
         at_kill = batches(out)
         try:
-            eventually(lambda: not processes_of(out), 30.0, "the end of every process of the killed run")
+            until(lambda: not processes_of(out), 30.0, "the end of every process of the killed run")
             left: list[int] = []
         except TimeoutError:
             left = processes_of(out)

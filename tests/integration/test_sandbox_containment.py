@@ -7,12 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import sandbox_attacks
+from waiting import reached, until
 
 from tandem_api.errors import UserError
 from tandem_api.spec.rewards import CodeReward
@@ -29,6 +28,7 @@ KINDS = pytest.mark.parametrize(
     "without", [(), ("namespaces",), ("namespaces", "ask")], ids=["all", "landlock", "mute"]
 )
 
+SOON = 60.0
 LIMITLESS = "import os, time\nfor _ in range(3):\n    os.fork()\ntime.sleep(600)"
 
 
@@ -101,7 +101,7 @@ async def test_cancelling_a_run_ends_its_processes(without: tuple[str, ...]):
         running = asyncio.create_task(
             sandbox.run(LIMITLESS if "ask" not in without else "import time; time.sleep(600)")
         )
-        await asyncio.to_thread(until, lambda: len(below(sandbox)) >= 2)
+        await reached(lambda: len(below(sandbox)) >= 2, SOON, "the program's start")
         running.cancel()
         await asyncio.wait([running])
         assert await asyncio.to_thread(sandbox.left_behind) == []
@@ -111,10 +111,10 @@ async def test_cancelling_a_run_ends_its_processes(without: tuple[str, ...]):
 async def test_killing_a_warden_ends_what_it_watched(without: tuple[str, ...]):
     with Sandbox(1, without) as sandbox:
         running = asyncio.create_task(sandbox.run(LIMITLESS))
-        await asyncio.to_thread(until, lambda: len(below(sandbox)) >= 9)
+        await reached(lambda: len(below(sandbox)) >= 9, SOON, "the program's processes")
         there = below(sandbox)
         os.kill(there[0], signal.SIGKILL)
-        await asyncio.to_thread(until, lambda: not any(Path(f"/proc/{pid}").exists() for pid in there))
+        await reached(lambda: not any(Path(f"/proc/{pid}").exists() for pid in there), SOON, "their end")
         running.cancel()
         await asyncio.wait([running])
         assert await asyncio.to_thread(sandbox.left_behind) == []
@@ -145,12 +145,12 @@ def test_killing_the_orchestrator_ends_what_it_ran(without: str):
     assert owner.stdout is not None
     first, directory = next(line.split() for line in owner.stdout if line[0].isdigit() and "/" in line.split()[1])
     zygote = int(first)
-    until(lambda: len(descendants(zygote)) >= 9)
+    until(lambda: len(descendants(zygote)) >= 9, SOON, "the program's processes")
     there = [zygote, *descendants(zygote)]
     owner.send_signal(signal.SIGKILL)
     owner.wait()
     owner.stdout.close()
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in there))
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in there), SOON, "their end")
     assert not Path(directory).exists()
 
 
@@ -176,13 +176,6 @@ async def test_the_end_of_standard_error_is_kept_and_is_as_an_interpreter_says_i
     assert outcome.exit_code == 1
     assert len(outcome.complaint) <= 4096
     assert outcome.complaint.endswith('  File "program.py", line 3, in <module>\nZeroDivisionError: division by zero\n')
-
-
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.01)
 
 
 def pid_of(sandbox: Sandbox) -> int:

@@ -6,13 +6,13 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from trainer_world import START_SECONDS, TOKEN, Orchestrator, batch, job_spec
 
 from tandem_api.messages.trainer import Load, Offload, TrainerCommand, TrainerReply, TrainStep
@@ -105,12 +105,6 @@ def pods(tmp_path_factory: pytest.TempPathFactory, orchestrator: Orchestrator) -
         for pod in started:
             pod.close()
             print((pod.directory / "log").read_text()[-4000:])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def ask(pods: list[PodOfTrainer], command: TrainerCommand) -> TrainerReply:

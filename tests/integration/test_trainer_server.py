@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from running import eventually
+from waiting import until
 
 from tandem_api.messages.trainer import Checkpoint, FinishRun, Offload, TrainerCommand, TrainerReply
 from tandem_trainer.server import INTERRUPTED, CommandRefused, RankFailed, Server, listen
@@ -155,11 +155,11 @@ def test_a_rank_that_is_busy_with_an_older_epoch_ends_when_a_recovery_begins(tmp
     path, begun = tmp_path / "s", tmp_path / "begun"
     process = subprocess.Popen([sys.executable, "-c", BUSY, path, begun])
     try:
-        eventually(path.exists, 30, "the rank's socket")
+        until(path.exists, 30, "the rank's socket")
         with socket.socket(socket.AF_UNIX) as asking, socket.socket(socket.AF_UNIX) as offloading:
             asking.connect(str(path))
             asking.sendall(Checkpoint(epoch=1, iteration=1).wire().encode() + b"\n")
-            eventually(begun.exists, 30, "the command's begin")
+            until(begun.exists, 30, "the command's begin")
             offloading.connect(str(path))
             offloading.sendall(Offload(epoch=2).wire().encode() + b"\n")
             assert offloading.makefile("rb").readline() == b""

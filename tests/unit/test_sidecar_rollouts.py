@@ -2,11 +2,12 @@
 """A member brings back what it holds of a rollout, and pulls no more than it can bring back."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from typing import Any, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
+from waiting import reached
 
 from tandem_api.errors import TryAgain
 from tandem_api.messages.work import (
@@ -146,17 +147,11 @@ def member(engine: Any, work: Work, repetition: Repetition | None = None, most: 
     return Rollouts(0, "a", cast(EngineClient, engine), cast(WorkClient, work), most, metrics, repetition)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what is awaited is another object's state
-            await asyncio.sleep(0.005)
-
-
 async def test_a_response_that_repeats_itself_is_aborted_once_and_brought_back_marked():
     engine, work = StreamingEngine(), Work("t0")
     rollouts = member(engine, work, Repetition(ngram=2, times=5))
     generating = asyncio.create_task(rollouts.generate(epoch=4, weight_version=3))
-    await until(lambda: "t0" in work.segments)
+    await reached(lambda: "t0" in work.segments, 10.0, "the segment")
     generating.cancel()
     assert engine.aborted == ["t0.0.4"]
     assert (work.segments["t0"].tokens, work.segments["t0"].finish) == ((7,) * 10, Finish.REPETITION)
@@ -215,12 +210,12 @@ async def test_while_the_orchestrator_takes_nothing_no_more_is_pulled_and_what_i
     work = FullDisk()
     rollouts = member(QuickEngine(), work, most=4)
     generating = asyncio.create_task(rollouts.generate(epoch=4, weight_version=3))
-    await until(lambda: len(work.asked) > 10)
+    await reached(lambda: len(work.asked) > 10, 10.0, "ten requests for leases")
     assert work.granted < 8
     assert {request.capacity for request in work.asked[-5:]} == {0}
     assert set(work.asked[-1].running) == {f"t{n}" for n in range(work.granted)}
     held, work.room = work.granted, True
-    await until(lambda: work.granted > held)
+    await reached(lambda: work.granted > held, 10.0, "leases once there is room")
     generating.cancel()
     await rollouts.drain()
     assert len(work.segments) == work.granted
@@ -231,7 +226,7 @@ async def test_no_request_carries_more_tokens_than_the_orchestrator_reads(monkey
     work = FullDisk()
     rollouts = member(QuickEngine(), work, most=7)
     generating = asyncio.create_task(rollouts.generate(epoch=4, weight_version=3))
-    await until(lambda: work.granted >= 7)
+    await reached(lambda: work.granted >= 7, 10.0, "seven leases")
     generating.cancel()
     work.room = True
     await rollouts.drain()
