@@ -15,9 +15,10 @@ CLUSTER = ROOT / "build" / "cluster"
 TEST_ETCD = ("--set", "etcd.image.registry=localhost", "--set", "etcd.image.tag=test")
 """The etcd image that hack/load-images puts into the cluster of tests/cluster."""
 
-_ENVIRONMENT = {
+KUBECONFIG = os.environ.get("TANDEM_E2E_KUBECONFIG", str(CLUSTER / "kubeconfig"))
+ENVIRONMENT = {
     **os.environ,
-    "KUBECONFIG": os.environ.get("TANDEM_E2E_KUBECONFIG", str(CLUSTER / "kubeconfig")),
+    "KUBECONFIG": KUBECONFIG,
     # kubectl finds its plugin where the tests' interpreter is.
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:{CLUSTER / 'bin'}",
 }
@@ -26,7 +27,7 @@ _ENVIRONMENT = {
 def run(*command: str, stdin: str = "") -> str:
     """What the command prints on either stream; it must succeed."""
     done = subprocess.run(
-        command, input=stdin, env=_ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        command, input=stdin, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}"
     return done.stdout

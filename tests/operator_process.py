@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from kubectl import KUBECONFIG
 from kubernetes import client, config
 from operator_fixture import manifest
 from ports import free_port
@@ -27,9 +28,6 @@ from tandem_phases.store import Store
 KILLED_WITHIN = 5.0
 SEED = int(os.environ.get("TANDEM_E2E_SEED") or random.SystemRandom().randrange(2**32))
 """Of all random moments; printed by each test that draws one, and set by the environment to draw the same again."""
-KUBECONFIG = os.environ.get(
-    "TANDEM_E2E_KUBECONFIG", str(Path(__file__).parents[1] / "build" / "cluster" / "kubeconfig")
-)
 
 
 class OperatorProcess:

@@ -9,7 +9,8 @@ import kopf
 import pytest
 import pytest_asyncio
 from etcd_server import EtcdServer, etcd_server
-from operator_process import KUBECONFIG, OperatorProcess, World
+from kubectl import KUBECONFIG
+from operator_process import OperatorProcess, World
 from waiting import eventually
 
 from tandem_api.schema import crd

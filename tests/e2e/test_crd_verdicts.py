@@ -4,7 +4,6 @@
 Runs against the cluster that TANDEM_E2E_KUBECONFIG names. Everything is a dry run but one suspended job.
 """
 
-import os
 import re
 import uuid
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kubectl import KUBECONFIG
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.dynamic import DynamicClient
@@ -29,7 +29,7 @@ TIMEOUT = 30
 @pytest.fixture(scope="module")
 def api() -> client.ApiClient:
     """A client of a cluster that has the CRD as the models make it."""
-    api = config.new_client_from_config(os.environ["TANDEM_E2E_KUBECONFIG"])
+    api = config.new_client_from_config(KUBECONFIG)
     kinds = DynamicClient(api).resources.get(api_version="apiextensions.k8s.io/v1", kind="CustomResourceDefinition")
     kinds.server_side_apply(body=crd(), field_manager="tandem-e2e", force_conflicts=True)
     name = crd()["metadata"]["name"]

@@ -2,20 +2,17 @@
 """Each example, and every object that the operator would make of it, is accepted by a real API server. Dry runs all."""
 
 import json
-import os
-import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kubectl import ROOT, kubectl
 
 from tandem_api.environment import Secrets
 from tandem_api.manifest import load
 from tandem_operator.plan import Capabilities, Etcd, Images, Manifest, Platform, plan
 
-ROOT = Path(__file__).parents[2]
-CLUSTER = ROOT / "build" / "cluster"
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 PLATFORM = Platform(
     Images("orchestrator:1", "engine:1", "trainer:1"),
@@ -23,17 +20,6 @@ PLATFORM = Platform(
     Capabilities(pod_level_resources=True, resource_api="resource.k8s.io/v1"),
 )
 DRY_RUN = ("apply", "--dry-run=server", "--validate=strict")
-
-
-def kubectl(*arguments: str, stdin: str = "") -> str:
-    environment = os.environ | {
-        "PATH": f"{os.environ['PATH']}:{CLUSTER / 'bin'}",
-        "KUBECONFIG": os.environ.get("TANDEM_E2E_KUBECONFIG", str(CLUSTER / "kubeconfig")),
-    }
-    command = ("kubectl", *arguments)
-    done = subprocess.run(command, input=stdin, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
-    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,8 @@ in the format of the real ones.
 
 import asyncio
 import json
-import os
 import re
 import subprocess
-import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -20,9 +18,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from etcd_server import etcd_server
-from kubectl import ROOT, kubectl, one
+from kubectl import ENVIRONMENT, KUBECONFIG, ROOT, kubectl, one
 from operator_fixture import manifest, platform
-from operator_process import KUBECONFIG, OperatorProcess
+from operator_process import OperatorProcess
 from waiting import eventually, until
 
 from tandem_api.environment import Secrets
@@ -36,7 +34,6 @@ from tandem_phases.store import Store
 TIMELINE = ROOT / "tests" / "timelines" / "two-pods.jsonl"
 METRICS = [{"iteration": 0, "rewardMean": 0.5, "evalAccuracy": 0.25, "seconds": 4.0, "phaseSeconds": {"train": 4.0}}]
 IMAGE = "ghcr.io/tandem-rl/orchestrator:0.1.0"
-PATH = f"{Path(sys.executable).parent}:{ROOT / 'build' / 'cluster' / 'bin'}:{os.environ['PATH']}"
 
 ORCHESTRATOR = """
 import json, os, threading
@@ -87,10 +84,9 @@ SAID = (("orchestrator", "a judge is slow"), ("hybrid", "joined"), ("hybrid", "s
 
 def tandem(*arguments: str, status: int = 0, kubeconfig: str = KUBECONFIG, cwd: Path | None = None) -> str:
     """What ``kubectl tandem`` prints; its exit status must be ``status``."""
-    environment = {**os.environ, "KUBECONFIG": kubeconfig, "PATH": PATH}
     done = subprocess.run(
         ["kubectl", "tandem", *arguments],
-        env=environment,
+        env=ENVIRONMENT | {"KUBECONFIG": kubeconfig},
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -171,8 +167,7 @@ async def test_explain_names_what_is_in_the_way_with_its_event(operated: str, st
 
 def explained(namespace: str) -> tuple[int, str]:
     command = ["kubectl", "tandem", "explain", "sums", "-n", namespace]
-    environment = {**os.environ, "KUBECONFIG": KUBECONFIG, "PATH": PATH}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=60)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -270,7 +265,7 @@ def test_logs_can_be_of_one_container_and_no_more_than_its_tail(played: str) -> 
 
 def test_followed_logs_go_on_as_they_are_written(played: str) -> None:
     command = ["kubectl", "tandem", "logs", "sums", "-n", played, "-f", "--tail", "0"]
-    environment = {**os.environ, "KUBECONFIG": KUBECONFIG, "PATH": PATH, "PYTHONUNBUFFERED": "1"}
+    environment = ENVIRONMENT | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as following:
         assert following.stdout is not None
         numbers = [int(following.stdout.readline().rpartition("number=")[2]) for _ in range(3)]
