@@ -19,6 +19,18 @@ _SCALARS = (
 VALUES = st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner))
 """Any JSON value, with a liking for edges."""
 
+LEASE_REQUEST = {"member": 0, "incarnation": "a", "epoch": 1, "capacity": 4, "running": ["t"]}
+"""One that is answered at once: a ``wait`` would be a long poll."""
+_SEGMENT = {
+    "trajectory": "t",
+    "offset": 0,
+    "tokens": [1, 2],
+    "logprobs": [-0.5, -0.25],
+    "versions": [{"version": 1, "count": 2}],
+    "finish": "Stop",
+}
+SEGMENT_BATCH = {"member": 0, "incarnation": "a", "epoch": 1, "segments": [_SEGMENT]}
+
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

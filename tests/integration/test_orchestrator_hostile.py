@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientSession, ClientTimeout, web
-from hostile import bodies
+from hostile import LEASE_REQUEST, SEGMENT_BATCH, bodies
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from orchestrator_world import make_job, prompt_file
@@ -17,23 +17,13 @@ from tandem_orchestrator.run import Run
 
 TOKEN = "a-token-of-this-test"
 EXPECTED = {200, 400, 401, 404, 405, 409, 413, 503}
-LEASE = {"member": 0, "incarnation": "a", "epoch": 1, "capacity": 4, "running": ["t"]}
-SEGMENT = {
-    "trajectory": "t",
-    "offset": 0,
-    "tokens": [1, 2],
-    "logprobs": [-0.5, -0.25],
-    "versions": [{"version": 1, "count": 2}],
-    "finish": "Stop",
-}
-BATCH = {"member": 0, "incarnation": "a", "epoch": 1, "segments": [SEGMENT]}
 PATHS = ["/v1/leases", "/v1/segments", "/v1/batches/0", "/v1/batches/-1", "/v1/batches/999999999", "/v1/warmup"]
 
 type Request = tuple[str, str, bytes, dict[str, str]]
 requests: st.SearchStrategy[Request] = st.tuples(
     st.sampled_from(["POST", "POST", "GET", "PUT", "DELETE"]),
     st.sampled_from([*PATHS, "/", "/v1/../healthz", "/v1/leases/../segments", "/v1/batches/%00", "/v1/report"]),
-    bodies(LEASE) | bodies(BATCH),
+    bodies(LEASE_REQUEST) | bodies(SEGMENT_BATCH),
     st.fixed_dictionaries(
         {"Authorization": st.sampled_from([f"Bearer {TOKEN}", f"Bearer {TOKEN}", "Bearer x", ""])},
         optional={

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from hostile import VALUES, bodies, mutants
+from hostile import LEASE_REQUEST, SEGMENT_BATCH, VALUES, bodies, mutants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
@@ -32,18 +32,10 @@ LEASE = {
     "sampling": {"temperature": 1.0, "topP": 1.0, "seed": 3, "stopTokenIds": [1]},
     "expires": 30.0,
 }
-SEGMENT = {
-    "trajectory": "t",
-    "offset": 0,
-    "tokens": [1, 2],
-    "logprobs": [-0.5, -0.25],
-    "versions": [{"version": 1, "count": 2}],
-    "finish": "Stop",
-}
 EXAMPLES: list[tuple[Any, dict[str, Any]]] = [
-    (work.LeaseRequest, {"member": 0, "incarnation": "a", "epoch": 1, "capacity": 4, "wait": 1.5, "running": ["t"]}),
+    (work.LeaseRequest, {**LEASE_REQUEST, "wait": 1.5}),
     (work.LeaseGrant, {"epoch": 1, "leases": [LEASE]}),
-    (work.SegmentBatch, {"member": 0, "incarnation": "a", "epoch": 1, "segments": [SEGMENT]}),
+    (work.SegmentBatch, SEGMENT_BATCH),
     (work.SegmentReceipt, {"stored": ["t"], "refused": {"u": "why"}}),
     (phases.Member, {"index": 0, "pod": "p", "uid": "u", "incarnation": "i", "address": "127.0.0.1"}),
     (phases.Desired, {"state": "Running"}),
