@@ -2,7 +2,6 @@
 """The file that a user writes: read as kubectl reads it, judged as the API server judges it, with line numbers."""
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from tandem_api.model_source import random_source_problems
 from tandem_api.rljob import ObjectMeta, RLJobObject
 from tandem_api.schema import defaulted, spec_schema
 from tandem_api.spec import RLJobSpec
-from tandem_api.spec.rewards import Reward
+from tandem_api.spec.rewards import pattern_problems
 from tandem_api.yaml_lines import Document, documents
 
 _TOP = ("apiVersion", "kind", "metadata", "spec", "status")
@@ -101,19 +100,7 @@ def spec_problems(spec: dict[str, Any]) -> list[Place]:
     if job is not None and job.model.source.random is not None:
         where = ("spec", "model", "source", "random")
         places += [((*where, *path), message) for path, message in random_source_problems(job.model.source.random)]
-    return places + (_pattern_problems(job.rewards) if job is not None else [])
-
-
-def _pattern_problems(rewards: tuple[Reward, ...]) -> list[Place]:
-    """Patterns that are no regular expressions of Python's, which no schema can say."""
-    places: list[Place] = []
-    for index, reward in enumerate(rewards):
-        for kind, settings in (("exact", reward.exact), ("reasoningGym", reward.reasoning_gym)):
-            try:
-                re.compile((settings and settings.pattern) or "")
-            except re.error as error:
-                places.append((("spec", "rewards", index, kind, "pattern"), f"is no regular expression: {error}"))
-    return places
+    return places + (pattern_problems(job.rewards) if job is not None else [])
 
 
 def parse_spec(spec: dict[str, Any]) -> RLJobSpec:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a response is scored: by the first reward whose domains match the prompt's, or by all that have a weight."""
 
+import re
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from tandem_api.base import Contract
+from tandem_api.field_paths import Place
 from tandem_api.rules import Rule, exactly_one_of
 from tandem_api.scalars import CALLABLE_PATTERN, LABEL_PATTERN, URL_PATTERN, Seconds, SomeBytes
 
@@ -88,3 +90,15 @@ class Reward(Contract):
     judge: JudgeReward | None = Field(None, description="A reward model.")
 
     RULES: ClassVar[tuple[Rule, ...]] = (exactly_one_of("math", "exact", "reasoningGym", "python", "code", "judge"),)
+
+
+def pattern_problems(rewards: tuple[Reward, ...]) -> list[Place]:
+    """Patterns that are no regular expressions of Python's, which no schema can say."""
+    places: list[Place] = []
+    for index, reward in enumerate(rewards):
+        for kind, settings in (("exact", reward.exact), ("reasoningGym", reward.reasoning_gym)):
+            try:
+                re.compile((settings and settings.pattern) or "")
+            except re.error as error:
+                places.append((("spec", "rewards", index, kind, "pattern"), f"is no regular expression: {error}"))
+    return places

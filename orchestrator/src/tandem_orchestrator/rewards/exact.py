@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Equality of text. Runs in a worker: a regular expression can backtrack for ever."""
 
-import re
-
-from tandem_api.errors import Problem, UserError
 from tandem_api.records import Record
 from tandem_api.spec.rewards import ExactReward
 from tandem_orchestrator.rewards.score import Score, Unscored
@@ -36,15 +33,3 @@ class ExactScorer:
     async def close(self) -> None:
         if self._pool is not None:
             await self._pool.close()
-
-
-def check_pattern(pattern: str | None, where: str) -> None:
-    """Refuse what is no regular expression, before anything is started.
-
-    Raises:
-        UserError: Python's ``re`` cannot compile it.
-    """
-    try:
-        re.compile(pattern or "")
-    except re.error as error:
-        raise UserError(Problem(where, f"is no regular expression: {error}")) from error

@@ -5,12 +5,13 @@ import asyncio
 from collections.abc import Iterable
 
 from tandem_api.errors import Problem, UserError
+from tandem_api.field_paths import dotted
 from tandem_api.records import Record
-from tandem_api.spec.rewards import Reward
+from tandem_api.spec.rewards import Reward, pattern_problems
 from tandem_orchestrator.processors import usable_processors
 from tandem_orchestrator.rewards import user_callable
 from tandem_orchestrator.rewards.code import CodeScorer
-from tandem_orchestrator.rewards.exact import ExactScorer, check_pattern
+from tandem_orchestrator.rewards.exact import ExactScorer
 from tandem_orchestrator.rewards.judge import JudgeScorer
 from tandem_orchestrator.rewards.mathematical import MathScorer
 from tandem_orchestrator.rewards.reasoning import SOURCE, ReasoningGymScorer
@@ -31,6 +32,8 @@ class Scoring:
     """
 
     def __init__(self, rewards: tuple[Reward, ...]) -> None:
+        if broken := pattern_problems(rewards):
+            raise UserError(*(Problem(dotted(path), message) for path, message in broken))
         processes = max(1, min(_MOST_PROCESSES, usable_processors() // 2))
         self._rewards = rewards
         self._scorers = [_scorer(reward, f"spec.rewards[{index}]", processes) for index, reward in enumerate(rewards)]
@@ -108,10 +111,8 @@ def _scorer(reward: Reward, where: str, processes: int) -> Scorer:
     if reward.math is not None:
         return MathScorer(reward.math, processes)
     if reward.exact is not None:
-        check_pattern(reward.exact.pattern, f"{where}.exact.pattern")
         return ExactScorer(reward.exact, processes)
     if reward.reasoning_gym is not None:
-        check_pattern(reward.reasoning_gym.pattern, f"{where}.reasoningGym.pattern")
         return ReasoningGymScorer(reward.reasoning_gym, processes)
     if reward.python is not None:
         user_callable.check(reward.python, f"{where}.python.callable")
