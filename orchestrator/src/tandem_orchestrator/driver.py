@@ -54,7 +54,7 @@ class Driver:
         self._metrics = metrics
         self._keys = JobKeys(job.namespace, job.name, job.uid)
         self._ledger = Ledger()
-        self._settlement = Settlement(run, job.spec.iterations, self._ledger, metrics, traces)
+        self._settlement = Settlement(run, self._ledger, metrics, traces)
         self._resume_point = ResumePoint(0, None)
 
     async def drive(self) -> PhaseRecord:
@@ -65,9 +65,8 @@ class Driver:
             await self._remember_checkpoint()
             self._attendance = Attendance(mirror, self._keys, self._run, leadership)
             self._reporter = Reporter(
-                self._store, mirror, self._keys, leadership, self._run, self._spec.iterations, self._ledger,
-                self._metrics,
-            )  # fmt: skip
+                self._store, mirror, self._keys, leadership, self._run, self._ledger, self._metrics
+            )
             reporting = asyncio.create_task(self._reporter.report(), name="report progress")
             try:
                 last = await self._lead()
@@ -144,7 +143,6 @@ class Driver:
         log.info("the job was changed", iterations=job.spec.iterations)
         self._job = job
         self._run.adopt(job)
-        self._settlement.iterations = self._reporter.iterations = job.spec.iterations
 
     async def _rest(self) -> None:
         """Everything is saved: say so, and wait until the user wants something else than a suspended job."""

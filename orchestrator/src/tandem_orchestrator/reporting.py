@@ -31,7 +31,6 @@ class Reporter:
         keys: JobKeys,
         leadership: Leadership,
         run: Run,
-        iterations: int,
         ledger: Ledger,
         metrics: RunMetrics,
     ) -> None:
@@ -40,8 +39,6 @@ class Reporter:
         self._keys = keys
         self._leadership = leadership
         self._run = run
-        self.iterations = iterations
-        """How many the user wants; it may grow."""
         self._ledger = ledger
         self._metrics = metrics
 
@@ -71,7 +68,7 @@ class Reporter:
         switch = self._ledger.last_switch
         return Progress(
             iteration=record.iteration,
-            iterations=self.iterations,
+            iterations=self._run.spec.iterations,
             reward=shown(last.get("rewardMean")),
             eval_accuracy=shown(next((a for line in reversed(lines) if (a := line["evalAccuracy"]) is not None), None)),
             tokens_per_second=shown(last.get("tokensPerSecond")),

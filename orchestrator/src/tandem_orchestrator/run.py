@@ -14,6 +14,7 @@ from tandem_api.environment import Job
 from tandem_api.errors import Fenced, TryAgain
 from tandem_api.messages.phases import BufferCounts
 from tandem_api.messages.work import LeaseGrant, LeaseRequest, SegmentBatch, SegmentReceipt
+from tandem_api.spec import RLJobSpec
 from tandem_orchestrator.batches import Body
 from tandem_orchestrator.buffer import Buffer, BufferFull
 from tandem_orchestrator.corpus import Corpus
@@ -91,6 +92,11 @@ class Run:
     def adopt(self, job: Job) -> None:
         """Go on with what the user has changed of the job; a rollout that is open ends as it began."""
         self._job = job
+
+    @property
+    def spec(self) -> RLJobSpec:
+        """What the user wants by now; ``iterations`` may have grown."""
+        return self._job.spec
 
     async def _buffer(self) -> Buffer:
         """Open the buffer, which needs some room, as soon as there is that."""

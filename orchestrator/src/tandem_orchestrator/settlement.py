@@ -23,12 +23,8 @@ log = structlog.get_logger()
 class Settlement:
     """What is done once at the end of each phase. All of it may be done again, by an orchestrator that follows."""
 
-    def __init__(
-        self, run: Run, iterations: int, ledger: Ledger, metrics: RunMetrics, traces: "Traces | None" = None
-    ) -> None:
+    def __init__(self, run: Run, ledger: Ledger, metrics: RunMetrics, traces: "Traces | None" = None) -> None:
         self._run = run
-        self.iterations = iterations
-        """How many the user wants; it may grow."""
         self._ledger = ledger
         self._metrics = metrics
         self._traces = traces
@@ -63,7 +59,7 @@ class Settlement:
             log.error("the phase failed", name=record.name, iteration=record.iteration, failure=ended.failure)
             return
         match record.name:
-            case PhaseName.ROLLOUT if record.iteration >= self.iterations:
+            case PhaseName.ROLLOUT if record.iteration >= self._run.spec.iterations:
                 await self._close_rollout(running)
                 self._write_metrics(record.iteration, record.weight_version, now)
                 self.evaluated = self._run.rollout_complete
