@@ -27,6 +27,19 @@ def _manifests(layout: Path, images: Sequence[str]) -> Iterator[dict[str, Any]]:
         yield described[image] | {"annotations": {_NAME: image, "io.containerd.image.name": image}}
 
 
+def label_in_layout(layout: Path, image: str, label: str) -> str:
+    """The value of an image's label; empty when the layout has no such image, or the image no such label."""
+    if not (layout / "index.json").exists():
+        return ""
+    for entry in json.loads((layout / "index.json").read_text())["manifests"]:
+        if entry.get("annotations", {}).get(_NAME) == image:
+            manifest = json.loads(_blob(layout, entry["digest"]).read_text())
+            config = json.loads(_blob(layout, manifest["config"]["digest"]).read_text())
+            value: str = config["config"].get("Labels", {}).get(label, "")
+            return value
+    return ""
+
+
 def _digests(layout: Path, manifests: Sequence[dict[str, Any]], known: set[str]) -> dict[str, None]:
     """The blobs to write, each once: manifests and configurations always, layers that the reader does not know."""
     found: dict[str, None] = {}

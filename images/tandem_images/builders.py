@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
-from tandem_images.archive import prune_layout, write_archive
+from tandem_images.archive import label_in_layout, prune_layout, write_archive
 from tandem_images.errors import BuildError
 from tandem_images.inputs import CONTAINERFILE, IGNORE_FILE, ROOT
 
@@ -100,7 +100,9 @@ class Buildah:
     def save(self, images: Sequence[str], known: set[str], archive: IO[bytes]) -> None:
         layout = cache_directory() / "layout"
         for image in images:
-            # Layers that the layout has already are not written again.
+            if label_in_layout(layout, image, INPUTS_LABEL) == self.built_from(image):
+                continue
+            # Layers that the layout has already are not written again, but they are read: a minute for a large image.
             self.call("push", "--quiet", "--disable-compression", image, f"oci:{layout}:{image}")
         prune_layout(layout)
         write_archive(layout, images, known, archive)
