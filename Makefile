@@ -117,6 +117,10 @@ bench-learning: setup  ## The demo's accuracy before and after reinforcement lea
 bench-rollouts: setup  ## Synchronous and partial rollouts beside the ideal packing, on a heavy tail of lengths
 	@$(PY)/python bench/rollouts.py
 
+.PHONY: bench-phases
+bench-phases: setup  ## Barriers of up to 1,024 simulated members on one etcd, beside the bare least that etcd takes
+	@PYTHONPATH=tests $(PY)/python bench/phases.py
+
 .PHONY: bench-iteration
 bench-iteration: setup  ## Where an iteration's time goes
 	@$(PY)/python bench/iteration.py

@@ -80,7 +80,7 @@ async def join(store: Store, keys: JobKeys, member: Member, ttl: float, *, again
 def _own_place(found: Entry | None, key: str, member: Member) -> Unchanged:
     if found is None:
         return Unchanged(key, 0)
-    holder = Member.model_validate_json(found.value)
+    holder = found.read(Member)
     if holder.incarnation != member.incarnation:
         raise Fenced(f"{key}: {holder.pod} ({holder.incarnation}) has taken the place of {member.incarnation}")
     return Unchanged(key, found.modified)
@@ -88,12 +88,13 @@ def _own_place(found: Entry | None, key: str, member: Member) -> Unchanged:
 
 def members(entries: Mapping[str, Entry], keys: JobKeys) -> dict[int, Member]:
     """The members now, by index."""
-    found = (Member.model_validate_json(entry.value) for key, entry in entries.items() if key.startswith(keys.members))
+    prefix = keys.members
+    found = (entry.read(Member) for key, entry in entries.items() if key.startswith(prefix))
     return {member.index: member for member in found}
 
 
 def acks(entries: Mapping[str, Entry], keys: JobKeys, epoch: int) -> dict[int, Ack]:
     """The acks of one epoch, by member index."""
     prefix = keys.acks(epoch)
-    found = (Ack.model_validate_json(entry.value) for key, entry in entries.items() if key.startswith(prefix))
+    found = (entry.read(Ack) for key, entry in entries.items() if key.startswith(prefix))
     return {ack.index: ack for ack in found}

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A local copy of the keys under a prefix, kept up to date by a watch."""
+"""A local copy of keys in etcd, kept up to date by watches."""
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
@@ -15,25 +16,28 @@ log = structlog.get_logger()
 
 _FIRST_WAIT = 0.1
 _LONGEST_WAIT = 2.0
+_QUICK_LOOK = 0.001
 
 
 class Mirror:
-    """What etcd holds under a prefix, as of the last change that reached us.
+    """What etcd holds under some prefixes, as of the last change that reached us.
 
     While etcd is away the copy stays as it was; when it is back the copy is read afresh, so a reader sees the newest
-    state and may miss states in between. Decide from what *is*, never from what changed.
+    state and may miss states in between. Decide from what *is*, never from what changed. Under one prefix changes
+    come in etcd's order; a change under another one may overtake them.
+
+    Ask for no more than is needed: a change is sent to everyone who watches its key.
 
     >>> async with Mirror(store, keys.prefix) as mirror:
     ...     phase = await mirror.until(lambda entries: entries.get(keys.phase), timeout=30)
     """
 
-    def __init__(self, store: Store, prefix: str) -> None:
+    def __init__(self, store: Store, *prefixes: str) -> None:
         self._store = store
-        self._prefix = prefix
         self._entries: dict[str, Entry] = {}
-        self._changed = asyncio.Condition()
-        self._filled = asyncio.Event()
-        self._following: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._filled = {prefix: asyncio.Event() for prefix in prefixes}
+        self._following: list[asyncio.Task[None]] = []
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -44,53 +48,65 @@ class Mirror:
         return {key: self._entries[key] for key in sorted(self._entries) if key.startswith(prefix)}
 
     async def __aenter__(self) -> Self:
-        self._following = asyncio.create_task(self._follow(), name=f"mirror of {self._prefix}")
-        await self._filled.wait()
+        self._following = [asyncio.create_task(self._follow(p), name=f"mirror of {p}") for p in self._filled]
+        for filled in self._filled.values():
+            await filled.wait()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.wait([self._following])
+        for task in self._following:
+            task.cancel()
+        await asyncio.wait(self._following)
 
     async def until[T](self, condition: Callable[[Mapping[str, Entry]], T | None], timeout: float | None = None) -> T:
         """The first value other than None that ``condition`` gives on the entries, now or after a change.
 
+        Changes that come in quick succession are looked at together: where a look takes long, as one at a thousand
+        acks does, there are as long pauses in between, or it would be taken a thousand times.
+
         Raises:
             TimeoutError: ``timeout`` seconds passed.
         """
-        async with asyncio.timeout(timeout), self._changed:
-            while (value := condition(self._entries)) is None:
-                await self._changed.wait()
-            return value
+        async with asyncio.timeout(timeout):
+            while True:
+                changed, began = self._changed, time.monotonic()
+                if (value := condition(self._entries)) is not None:
+                    return value
+                looked = time.monotonic() - began
+                await changed.wait()
+                if looked > _QUICK_LOOK:
+                    await asyncio.sleep(looked)
 
-    async def _follow(self) -> None:
+    async def _follow(self, prefix: str) -> None:
         wait = _FIRST_WAIT
         while True:
             try:
-                entries, revision = await self._store.list(self._prefix)
-                async with self._store.watch(self._prefix, revision) as changes:
-                    await self._replace(entries)
+                entries, revision = await self._store.list(prefix)
+                async with self._store.watch(prefix, revision) as changes:
+                    self._replace(prefix, entries)
                     wait = _FIRST_WAIT
                     async for change in changes:
-                        await self._apply(change)
+                        self._apply(change)
             except TryAgain as error:
-                log.warning("etcd is away; the last known state stands", prefix=self._prefix, error=str(error))
+                log.warning("etcd is away; the last known state stands", prefix=prefix, error=str(error))
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT)
 
-    async def _replace(self, entries: dict[str, Entry]) -> None:
-        async with self._changed:
-            self._entries = entries
-            self._filled.set()
-            self._changed.notify_all()
+    def _replace(self, prefix: str, entries: dict[str, Entry]) -> None:
+        others = {key: entry for key, entry in self._entries.items() if not key.startswith(prefix)}
+        self._entries = others | entries
+        self._filled[prefix].set()
+        self._wake()
 
-    async def _apply(self, change: Change) -> None:
-        async with self._changed:
-            if change.entry is None:
-                self._entries.pop(change.key, None)
-            else:
-                self._entries[change.key] = change.entry
-            self._changed.notify_all()
+    def _apply(self, change: Change) -> None:
+        if change.entry is None:
+            self._entries.pop(change.key, None)
+        else:
+            self._entries[change.key] = change.entry
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -24,7 +24,7 @@ def current(entries: Mapping[str, Entry], keys: JobKeys) -> SeenPhase | None:
     entry = entries.get(keys.phase)
     if entry is None:
         return None
-    return SeenPhase(PhaseRecord.model_validate_json(entry.value), Unchanged(keys.phase, entry.modified))
+    return SeenPhase(entry.read(PhaseRecord), Unchanged(keys.phase, entry.modified))
 
 
 async def move(

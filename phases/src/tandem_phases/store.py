@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +15,7 @@ import aetcd
 import structlog
 from aetcd import exceptions as etcd_errors
 
+from tandem_api.base import Message
 from tandem_api.errors import Fenced, TryAgain
 from tandem_phases.secure import SecureClient
 
@@ -36,12 +37,21 @@ _GRPC_OPTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One key as read. ``created`` and ``modified`` are etcd revisions."""
+    """One key as read. ``created`` and ``modified`` are etcd revisions; ``lease`` is what it disappears with, or 0."""
 
     key: str
     value: str
     created: int
     modified: int
+    lease: int = 0
+    _read: dict[type[Message], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def read[M: Message](self, kind: type[M]) -> M:
+        """The value as a message. It is parsed once, however often it is read."""
+        message: M | None = self._read.get(kind)
+        if message is None:
+            message = self._read[kind] = kind.model_validate_json(self.value)
+        return message
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +146,10 @@ class Store:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._disconnect()
+        if self._client is not None:
+            await self._disconnect(self._client)
 
-    async def _connect(self) -> aetcd.Client:
+    def _connection(self) -> aetcd.Client:
         if self._client is None:
             host, _, port = self._endpoints[self._attempt % len(self._endpoints)].rpartition(":")
             settings: dict[str, Any] = {
@@ -151,22 +162,25 @@ class Store:
             self._client = (
                 SecureClient(self._authorities, **settings) if self._authorities else aetcd.Client(**settings)
             )
-        await self._client.connect()
         return self._client
 
-    async def _disconnect(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
+    async def _disconnect(self, failed: aetcd.Client) -> None:
+        """Close the connection that failed, not one that another task has opened since."""
+        client = self._client
+        if client is not None and client is failed:
+            self._client = None
             await client.close()
 
     async def _call[T](self, operation: Callable[[aetcd.Client], Awaitable[T]]) -> T:
+        client = self._connection()
         try:
             async with asyncio.timeout(2 * self._timeout):
-                return await operation(await self._connect())
+                await client.connect()
+                return await operation(client)
         except (etcd_errors.ClientError, TimeoutError) as error:
             self._attempt += 1
             if isinstance(error, etcd_errors.UnauthenticatedError | etcd_errors.ConnectionFailedError | TimeoutError):
-                await self._disconnect()
+                await self._disconnect(client)
             raise TryAgain(f"etcd did not answer: {error or type(error).__name__}") from error
         except asyncio.CancelledError:
             # gRPC cancels the calls on a channel that another task of ours closes; nobody cancelled this one.
@@ -273,20 +287,24 @@ class Store:
         Raises:
             TryAgain: the watch broke (etcd gone, history compacted); list again and watch from there.
         """
-        watch = await self._call(lambda client: client.watch_prefix(prefix.encode(), start_revision=after + 1))
+
+        async def begin(client: aetcd.Client) -> tuple[aetcd.Client, Any]:
+            return client, await client.watch_prefix(prefix.encode(), start_revision=after + 1)
+
+        client, watch = await self._call(begin)
         try:
-            yield self._changes(watch)
+            yield self._changes(client, watch)
         finally:
             await _quietly(watch.cancel())
 
-    async def _changes(self, watch: Any) -> AsyncIterator[Change]:
+    async def _changes(self, client: aetcd.Client, watch: Any) -> AsyncIterator[Change]:
         try:
             async for event in watch:
                 # The client gives the kind as a plain string, whatever its annotation says.
                 entry = _entry(event.kv) if event.kind == aetcd.EventKind.PUT else None
                 yield Change(event.kv.key.decode(), entry, event.kv.mod_revision)
         except etcd_errors.ClientError as error:
-            await self._disconnect()
+            await self._disconnect(client)
             raise TryAgain(f"the watch on etcd broke: {error}") from error
         raise TryAgain("etcd closed the watch")
 
@@ -301,7 +319,7 @@ async def _quietly(cancelling: Awaitable[None]) -> None:
 
 
 def _entry(found: Any) -> Entry:
-    return Entry(found.key.decode(), found.value.decode(), found.create_revision, found.mod_revision)
+    return Entry(found.key.decode(), found.value.decode(), found.create_revision, found.mod_revision, found.lease)
 
 
 def _comparison(ops: Any, condition: Condition) -> Any:

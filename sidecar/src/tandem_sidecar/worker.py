@@ -58,7 +58,9 @@ class Worker:
         Raises:
             Fenced: another process has our place.
         """
-        async with Mirror(self._store, self._keys.prefix) as mirror:
+        # Of the job's keys these two and no more: what the others write would reach every member, as often as there are
+        # members.
+        async with Mirror(self._store, self._keys.phase, self._keys.member(self._member.index)) as mirror:
             tasks = [
                 asyncio.create_task(self._keep_place(mirror), name="keep our place"),
                 asyncio.create_task(self._follow(mirror), name="follow the phases"),

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a barrier costs with many members on one etcd; run by ``make bench-phases``. Exit status 1: a goal is missed.
+
+etcd is real and syncs its log to the disk. The leader is the orchestrator's own code: lead, move, attend. The members
+are simulated: each is the sidecar's own worker with its own connection, place and acks, but its part of a phase is a
+script, and many share a process and a machine with etcd and the leader.
+
+**Barrier time**, of each phase: from the moment when the last member is ready, that is, has done its part and is about
+to ack, until the moment when the last member has seen the next phase. In between lie its ack, a transaction with two
+fences, the leader's verdict, the fenced write of the next phase, and the news of it to all members. Two kinds in turns:
+
+- *barrier*: a member is ready at a random moment, up to 2 ms times the number of members after it saw the phase;
+- *at once*: a member is ready when it sees the phase. So the acks of all are waited for, and with them the processor
+  time of every client, which in a job is spread over as many machines.
+
+**Bare etcd**, the baseline of the same run: as many clients in as many processes put one plain key each as soon as they
+see a key change; one watcher, with nothing to decide, changes that key again once it has counted them. That is the
+least that a broadcast and N answers at once can cost on this machine with this client: no lease, no fence, no JSON.
+"""
+
+import argparse
+import asyncio
+import itertools
+import logging
+import math
+import multiprocessing
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any, cast
+
+import structlog
+from etcd_server import etcd_server
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+from rich.table import Column, Table
+
+from tandem_api.keys import JobKeys
+from tandem_api.messages.phases import Member, PhaseName, PhaseRecord
+from tandem_orchestrator.attendance import Attendance
+from tandem_orchestrator.run import Run
+from tandem_phases.leadership import lead
+from tandem_phases.mirror import Mirror
+from tandem_phases.phase import move
+from tandem_phases.store import Store
+from tandem_sidecar.metrics import MemberMetrics
+from tandem_sidecar.steps import Part
+from tandem_sidecar.switch import Switch
+from tandem_sidecar.worker import Worker
+
+MEMBERS = (8, 64, 256, 1024)
+GOAL_MEMBERS = 256
+MOST_P50 = 0.050
+MOST_P99 = 0.250
+"""Seconds, with ``GOAL_MEMBERS`` members."""
+
+_TOGETHER = 512
+_WARM = 6
+_PATIENCE = 300.0
+_TIMEOUT = 30.0
+_LEASE_SECONDS = 60.0
+_ACK_BYTES = 400
+_SPREAD = 0.002
+_AT_ONCE, _SPREAD_OUT = PhaseName.RELEASE, PhaseName.TRAIN
+_TIMES = ("barrier p50", "p99", "bare p50", "ratio", "at once p50", "p99", "bare p50", "ratio")
+_LOADS = ("requests", "proposals", "KiB in", "KiB out", "etcd CPU")
+_LOAD = {
+    "etcd_server_proposals_committed_total": "proposals",
+    "etcd_network_client_grpc_received_bytes_total": "received",
+    "etcd_network_client_grpc_sent_bytes_total": "sent",
+    "process_cpu_seconds_total": "cpu",
+}
+
+console = Console()
+Cost = dict[str, float]
+"""What etcd did, by kind: requests, proposals to Raft, bytes received and sent, seconds of processor time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """So many members through so many phases that count, after some that warm up."""
+
+    members: int
+    rounds: int
+
+    @property
+    def counted(self) -> range:
+        return range(_WARM + 1, self.last)
+
+    @property
+    def last(self) -> int:
+        return _WARM + self.rounds + 1
+
+    @property
+    def spread(self) -> float:
+        return _SPREAD * self.members
+
+    @staticmethod
+    def at_once(epoch: int) -> bool:
+        return epoch % 2 == 1
+
+
+@dataclass(slots=True)
+class Moments:
+    """When the last member of a process saw each epoch, and when it was ready, on the machine's monotonic clock."""
+
+    seen: dict[int, float] = field(default_factory=dict)
+    ready: dict[int, float] = field(default_factory=dict)
+
+    def merge(self, other: "Moments") -> "Moments":
+        def latest(some: dict[int, float], more: dict[int, float]) -> dict[int, float]:
+            return {epoch: max(moment, more[epoch]) for epoch, moment in some.items()}
+
+        return Moments(latest(self.seen, other.seen), latest(self.ready, other.ready))
+
+    def barriers(self, scale: Scale, *, at_once: bool) -> list[float]:
+        """Ascending seconds from the last member's being ready in an epoch to the last one's seeing the next."""
+        epochs = (epoch for epoch in scale.counted if scale.at_once(epoch) is at_once)
+        return sorted(self.seen[epoch + 1] - self.ready[epoch] for epoch in epochs)
+
+
+Clients = Callable[[tuple[str, ...], JobKeys, range, Scale], Coroutine[Any, Any, Moments]]
+Leader = Callable[[tuple[str, ...], JobKeys, Scale], Awaitable[Cost]]
+
+
+@dataclass(slots=True)
+class Result:
+    """One number of members: ascending seconds of each kind of barrier, bare too, and what all of it cost etcd."""
+
+    members: int
+    spread: list[float]
+    bare_spread: list[float]
+    at_once: list[float]
+    bare_at_once: list[float]
+    load: Cost
+
+
+class Scripted:
+    """A member's part of every phase; it notes when it saw the phase and when it was ready."""
+
+    def __init__(self, moments: Moments, spread: float) -> None:
+        self._moments = moments
+        self._spread = spread
+        self.over = asyncio.Event()
+
+    async def _part(self, record: PhaseRecord, part: Part) -> None:
+        self._moments.seen[record.epoch] = time.monotonic()
+        if record.name is _SPREAD_OUT:
+            await asyncio.sleep(random.uniform(0.0, self._spread))
+        for name in ("pause", "flush", "release"):
+            with part.step(name):
+                part.measured[f"{name}Bytes"] = 1e9
+        if record.name is PhaseName.SUCCEEDED:
+            self.over.set()
+        self._moments.ready[record.epoch] = time.monotonic()
+
+    start = warmup = rollout = release = train = handoff = suspended = succeeded = _part
+
+
+async def joined(endpoints: tuple[str, ...], keys: JobKeys, indices: range, scale: Scale) -> Moments:
+    """Be these members until the job has succeeded."""
+    moments = Moments()
+    async with AsyncExitStack() as stack:
+        scripts, tasks = [], []
+        for index in indices:
+            store = await stack.enter_async_context(Store(endpoints, timeout=_TIMEOUT))
+            member = Member(
+                index=index, pod=f"pod-{index}", uid=f"{index}", incarnation=f"{index}", address="127.0.0.1"
+            )
+            script, metrics = Scripted(moments, scale.spread), MemberMetrics(CollectorRegistry())
+            tasks.append(asyncio.create_task(Worker(store, keys, member, cast(Switch, script), metrics).run()))
+            scripts.append(script)
+        await asyncio.gather(*(script.over.wait() for script in scripts))
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    return moments
+
+
+async def led(endpoints: tuple[str, ...], keys: JobKeys, scale: Scale) -> Cost:
+    """Lead the job through its phases; returns what those that count cost etcd."""
+    async with Store(endpoints, timeout=_TIMEOUT) as store, Mirror(store, keys.prefix) as mirror:
+        leadership = await lead(store, mirror, keys, "bench", _LEASE_SECONDS)
+        attendance = Attendance(mirror, keys, cast(Run, _NeverFull()), leadership)
+        await attendance.gather(scale.members, _PATIENCE)
+        seen, before = None, Cost()
+        for epoch in range(1, scale.last):
+            if epoch == scale.counted[0]:
+                before = load(endpoints)
+            record = phase(epoch, _AT_ONCE if scale.at_once(epoch) else _SPREAD_OUT, scale)
+            attendance.begin(record)
+            seen = await move(store, keys, leadership, seen, record)
+            await store.delete_prefix(keys.acks(epoch - 2))
+            ended = await attendance.attend(record)
+            assert ended.failure is None, ended.failure
+        after = load(endpoints)
+        await move(store, keys, leadership, seen, phase(scale.last, PhaseName.SUCCEEDED, scale))
+        await leadership.lease.revoke()
+    return {kind: done - before[kind] for kind, done in after.items()}
+
+
+def phase(epoch: int, name: PhaseName, scale: Scale) -> PhaseRecord:
+    now, members = time.time(), tuple(range(scale.members))
+    return PhaseRecord(
+        epoch=epoch, iteration=0, name=name, weight_version=0, world=1, members=members, started=now,
+        deadline=now + _PATIENCE,
+    )  # fmt: skip
+
+
+class _NeverFull:
+    """What attendance asks of a run: for how long its buffer had no room."""
+
+    buffer_full_seconds = 0.0
+
+
+async def answering(endpoints: tuple[str, ...], keys: JobKeys, indices: range, scale: Scale) -> Moments:
+    """Bare clients: each puts its key whenever ``phase`` changes."""
+    moments = Moments()
+
+    async def client(index: int) -> None:
+        async with Store(endpoints, timeout=_TIMEOUT) as store, store.watch(keys.phase, 0) as changes:
+            await store.put(keys.member(index), "")
+            async for change in changes:
+                assert change.entry is not None
+                epoch = int(change.entry.value)
+                moments.seen[epoch] = time.monotonic()
+                if epoch == scale.last:
+                    return
+                if not scale.at_once(epoch):
+                    await asyncio.sleep(random.uniform(0.0, scale.spread))
+                moments.ready[epoch] = time.monotonic()
+                await store.put(keys.ack(epoch, index), "x" * _ACK_BYTES)
+
+    await asyncio.gather(*map(client, indices))
+    return moments
+
+
+async def asked(endpoints: tuple[str, ...], keys: JobKeys, scale: Scale) -> Cost:
+    """Change ``phase`` as soon as all bare clients have answered."""
+    async with Store(endpoints, timeout=_TIMEOUT) as store, store.watch(keys.prefix, 0) as changes:
+        for epoch in range(1, scale.last + 1):
+            answered = 0
+            while answered < scale.members:
+                answered += (await anext(changes)).key != keys.phase
+            await store.put(keys.phase, str(epoch))
+    return {}
+
+
+def load(endpoints: tuple[str, ...]) -> Cost:
+    """What etcd has done since it started; renewals of leases, which go by time and not by switches, apart."""
+    with urllib.request.urlopen(f"http://{endpoints[0]}/metrics", timeout=_TIMEOUT) as reply:
+        exposition = reply.read().decode()
+    done: Cost = defaultdict(float)
+    for family in text_string_to_metric_families(exposition):
+        for sample in family.samples:
+            if sample.name == "grpc_server_started_total":
+                kind = "renewals" if sample.labels["grpc_method"] == "LeaseKeepAlive" else "requests"
+                done[kind] += int(sample.value)
+            elif sample.name in _LOAD:
+                done[_LOAD[sample.name]] += sample.value
+    return done
+
+
+def in_process(clients: Clients, *arguments: Any) -> Moments:
+    """Run some of the clients in this process, which is theirs alone."""
+    silence()
+    return asyncio.run(clients(*arguments))
+
+
+def silence() -> None:
+    """A line of every member at every phase would be written by as many machines."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+
+
+async def play(clients: Clients, leader: Leader, endpoints: tuple[str, ...], scale: Scale) -> tuple[Moments, Cost]:
+    """All clients in their processes and the leader in this one; returns the latest moments and etcd's load."""
+    keys = JobKeys("bench", clients.__name__, str(scale.members))
+    processes = max(min(len(os.sched_getaffinity(0)), scale.members // 4), math.ceil(scale.members / _TOGETHER))
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        ask = partial(asyncio.get_running_loop().run_in_executor, pool, in_process, clients, endpoints, keys)
+        running = [ask(range(first, scale.members, processes), scale) for first in range(processes)]
+        cost = await leader(endpoints, keys, scale)
+        return reduce(Moments.merge, await asyncio.gather(*running)), cost
+
+
+async def measured(endpoints: tuple[str, ...], scale: Scale) -> Result:
+    bare, _ = await play(answering, asked, endpoints, scale)
+    real, cost = await play(joined, led, endpoints, scale)
+    return Result(
+        scale.members,
+        spread=real.barriers(scale, at_once=False),
+        bare_spread=bare.barriers(scale, at_once=False),
+        at_once=real.barriers(scale, at_once=True),
+        bare_at_once=bare.barriers(scale, at_once=True),
+        load=cost,
+    )
+
+
+def table(results: Sequence[Result], rounds: int) -> Table:
+    units = "barriers in milliseconds; load of etcd for each switch, its processor time in milliseconds"
+    shown = Table("members", *(Column(title, justify="right") for title in (*_TIMES, *_LOADS)), caption=units)
+    for result in results:
+        cost = {kind: value / rounds for kind, value in result.load.items()}
+        shown.add_row(
+            f"{result.members:,}",
+            *times(result.spread, result.bare_spread),
+            *times(result.at_once, result.bare_at_once),
+            *(f"{cost[name]:,.0f}" for name in ("requests", "proposals")),
+            *(f"{cost[name] / 1024:,.0f}" for name in ("received", "sent")),
+            f"{1e3 * cost['cpu']:.1f}",
+        )
+    return shown
+
+
+def times(barriers: Sequence[float], bare: Sequence[float]) -> Iterator[str]:
+    """Median and 99th percentile, the bare median, and how many times that the first is."""
+    middle, least = statistics.median(barriers), statistics.median(bare)
+    yield from (f"{1e3 * seconds:.1f}" for seconds in (middle, p99(barriers), least))
+    yield f"{middle / least:.2f}"
+
+
+def p99(ascending: Sequence[float]) -> float:
+    return ascending[math.ceil(0.99 * len(ascending)) - 1]
+
+
+def verdicts(results: Sequence[Result]) -> dict[str, bool]:
+    """Each goal with its figures, and whether it is met."""
+    goals = {}
+    for result in results:
+        if result.members == GOAL_MEMBERS:
+            for name, value, most in (
+                ("p50", statistics.median(result.spread), MOST_P50),
+                ("p99", p99(result.spread), MOST_P99),
+            ):
+                goal = f"barrier {name} {1e3 * value:.1f} ms with {result.members} members, under {1e3 * most:.0f} ms"
+                goals[goal] = value < most
+    for few, many in itertools.pairwise(results):
+        fold, growth = many.members / few.members, statistics.median(many.at_once) / statistics.median(few.at_once)
+        goal = f"at once p50 grows {growth:.2f} fold from {few.members} to {many.members:,} members, at most {fold:.0f}"
+        goals[goal] = growth <= fold
+    return goals
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--members", type=int, nargs="+", default=MEMBERS)
+    parser.add_argument("--rounds", type=int, default=200, help="phases for each number of members, half of each kind")
+    options = parser.parse_args()
+    silence()
+    before, results = os.getloadavg()[0], []
+    for members in options.members:
+        with tempfile.TemporaryDirectory() as directory, etcd_server(Path(directory)) as etcd:
+            results.append(asyncio.run(measured(etcd.endpoints, Scale(members, options.rounds))))
+            console.log(f"{members:,} members: barrier p50 {1e3 * statistics.median(results[-1].spread):.1f} ms")
+    console.print(table(results, options.rounds))
+    console.print(f"members are simulated, at most {_TOGETHER} in a process; {options.rounds} switches for each number")
+    after, processors = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    console.print(f"load average {before:.1f} before and {after:.1f} after, on {processors} processors")
+    goals = verdicts(results)
+    for goal, met in goals.items():
+        console.print(f"[green]✓[/green] {goal}" if met else f"[red]✗ {goal}[/red]")
+    return 0 if all(goals.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
