@@ -6,14 +6,13 @@ byte for byte the same, and none of them needs a shared volume for it.
 """
 
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from tandem_api.errors import Problem, UserError
 from tandem_api.field_paths import Place, dotted
+from tandem_api.files import write_whole
 from tandem_api.hub import hugging_face_directory
 from tandem_api.spec.model import CharacterTokenizer, DType, ModelSpec, RandomSource
 
@@ -159,8 +158,4 @@ def _pattern(words: tuple[str, ...]) -> str:
 def _write(path: Path, text: str) -> None:
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return  # A process that starts again on a full volume has its model.
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(name).chmod(0o644)
-    Path(name).replace(path)
+    write_whole(path, text.encode())

@@ -4,12 +4,13 @@
 import errno
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import structlog
+
+from tandem_api.files import write_whole
 
 log = structlog.get_logger()
 
@@ -80,17 +81,7 @@ class JsonLines:
             self.lines = [json.loads(line) for line in whole.splitlines()]
 
     def _rewrite(self, content: bytes) -> None:
-        descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
-            Path(name).unlink()
-            raise
-        Path(name).chmod(0o644)
-        Path(name).replace(self._path)
+        write_whole(self._path, content, durable=True)
         self._waiting, self._outdated = b"", False
 
 

@@ -2,8 +2,6 @@
 """The page: a template, a stylesheet and scripts of our own, with the run's data inside. No request leaves it."""
 
 import json
-import os
-import tempfile
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from tandem_api.files import write_whole
 from tandem_cli.report.data import Row, RunData
 from tandem_cli.report.headline import cards, facts, subtitle
 
@@ -20,11 +19,7 @@ _SCRIPTS = ("format.js", "charts.js", "timeline.js", "page.js")
 def write_report(path: Path, data: RunData, other: RunData | None = None) -> None:
     """Write the report of a run, beside another one if given; a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(render(data, other))
-    Path(name).chmod(0o644)
-    Path(name).replace(path)
+    write_whole(path, render(data, other).encode())
 
 
 def render(data: RunData, other: RunData | None = None) -> str:

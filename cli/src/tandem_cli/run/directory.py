@@ -4,7 +4,6 @@
 import contextlib
 import fcntl
 import os
-import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import ValidationError
 
 from tandem_api import manifest
 from tandem_api.errors import Problem, UserError
+from tandem_api.files import write_whole
 from tandem_api.rljob import RLJobObject
 from tandem_api.status import ConditionType, JobPhase, RLJobStatus
 
@@ -142,13 +142,14 @@ class RunDirectory:
 
     def write_status(self, status: RLJobStatus) -> None:
         """Write status.json; a reader never sees half of it."""
-        _write(self.status, status.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n")
+        text = status.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n"
+        write_whole(self.status, text.encode())
 
     def _write_job(self, written: manifest.Manifest, job: RLJobObject) -> None:
         own = dict(written.document.value)
         own["metadata"] = {**own["metadata"], "uid": job.metadata.uid}
         text = yaml.safe_dump_all([own, *written.others], sort_keys=False, allow_unicode=True)
-        _write(self.job, text)
+        write_whole(self.job, text.encode())
 
 
 def _changes(before: RLJobObject, now: RLJobObject, written: manifest.Manifest) -> list[Problem]:
@@ -185,11 +186,3 @@ def _locked(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _write(path: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(name).chmod(0o644)
-    Path(name).replace(path)
