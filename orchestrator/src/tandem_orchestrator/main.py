@@ -2,7 +2,6 @@
 """Puts the orchestrator together from its environment: ``python -m tandem_orchestrator``."""
 
 import asyncio
-import signal
 import sys
 import uuid
 from contextlib import AsyncExitStack
@@ -18,6 +17,7 @@ from tandem_api.errors import TandemError, UserError
 from tandem_api.exposition import registry, served
 from tandem_api.logs import configure
 from tandem_api.messages.phases import PhaseName, PhaseRecord
+from tandem_api.termination import until_terminated
 from tandem_orchestrator.driver import Driver
 from tandem_orchestrator.http import server
 from tandem_orchestrator.metrics import RunMetrics
@@ -53,7 +53,7 @@ async def orchestrator(env: Environment) -> PhaseRecord | None:
         )
         identity = f"{env.text(names.POD_NAME)}/{uuid.uuid4().hex}"
         traces = await traced(job, env, stack)
-        return await until_terminated(Driver(job, run, store, identity, metrics, traces))
+        return await until_terminated(Driver(job, run, store, identity, metrics, traces).drive())
 
 
 async def traced(job: Job, env: Environment, stack: AsyncExitStack) -> "Traces | None":
@@ -65,22 +65,6 @@ async def traced(job: Job, env: Environment, stack: AsyncExitStack) -> "Traces |
     made = traces.collected(job, env.path(names.STATE_DIR))
     stack.push_async_callback(asyncio.to_thread, made.close)
     return made
-
-
-async def until_terminated(driver: Driver) -> PhaseRecord | None:
-    """Drive until the job is over, or SIGTERM or SIGINT."""
-    terminated = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, terminated.set)
-    driving = asyncio.create_task(driver.drive())
-    ending = asyncio.create_task(terminated.wait())
-    await asyncio.wait([driving, ending], return_when=asyncio.FIRST_COMPLETED)
-    ending.cancel()
-    if driving.done():
-        return driving.result()
-    driving.cancel()
-    await asyncio.wait([driving])
-    return None
 
 
 def run() -> None:

@@ -2,7 +2,6 @@
 """Puts the sidecar together from its environment: ``python -m tandem_sidecar``."""
 
 import asyncio
-import signal
 import sys
 import uuid
 from contextlib import AsyncExitStack
@@ -18,6 +17,7 @@ from tandem_api.keys import JobKeys
 from tandem_api.logs import configure
 from tandem_api.messages.phases import Member
 from tandem_api.model_source import model_directory
+from tandem_api.termination import until_terminated
 from tandem_phases.store import Store
 from tandem_sidecar.engine import Engine
 from tandem_sidecar.memory import DeviceMemory
@@ -76,22 +76,8 @@ async def sidecar(env: Environment) -> None:
         trainer = TrainerClient(run_dir, job.spec.ranks_per_pod)
         switch = Switch(job, run_dir, model, engine, trainer, rollouts, memory)
         worker = Worker(store, JobKeys(job.namespace, job.name, job.uid), member, switch, metrics)
-        await until_terminated(worker)
+        await until_terminated(worker.run())
         await switch.drain_if_alive()
-
-
-async def until_terminated(worker: Worker) -> None:
-    """Run the worker until SIGTERM or SIGINT; an error of its own ends it as well."""
-    terminated = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, terminated.set)
-    working = asyncio.create_task(worker.run())
-    ending = asyncio.create_task(terminated.wait())
-    await asyncio.wait([working, ending], return_when=asyncio.FIRST_COMPLETED)
-    if working.done():
-        working.result()
-    working.cancel()
-    await asyncio.wait([working])
 
 
 def run() -> None:
