@@ -3,10 +3,11 @@
 
 from typing import Any
 
+from tandem_api.labels import HYBRID, ORCHESTRATOR
 from tandem_api.messages.phases import PhaseName, PhaseRecord
 from tandem_api.rljob import RLJobObject
 from tandem_operator.observed import Container, Observed, Pod, Workload
-from tandem_operator.plan import Capabilities, Etcd, Images, Platform, identity
+from tandem_operator.plan import Capabilities, Etcd, Images, Platform
 
 NOW = 1_800_000_000.0
 UID = "8f0b4a52-8a55-4f0e-9d0c-6a4a4a1c0b11"
@@ -51,13 +52,13 @@ def platform(**capabilities: Any) -> Platform:
 def hybrid_pod(index: int = 0, *containers: Container, **fields: Any) -> Pod:
     """A pod that runs and is ready, unless ``fields`` say otherwise."""
     running = {"phase": "Running", "ready": True, "scheduled": True}
-    return Pod(f"sums-hybrid-{index}", identity.HYBRID, index=index, containers=containers, **(running | fields))
+    return Pod(f"sums-hybrid-{index}", HYBRID, index=index, containers=containers, **(running | fields))
 
 
 def workloads(**hybrid: Any) -> tuple[Workload, ...]:
     return (
-        Workload("sums-orchestrator", identity.ORCHESTRATOR, active=1),
-        Workload("sums-hybrid", identity.HYBRID, **({"active": 1} | hybrid)),
+        Workload("sums-orchestrator", ORCHESTRATOR, active=1),
+        Workload("sums-hybrid", HYBRID, **({"active": 1} | hybrid)),
     )
 
 

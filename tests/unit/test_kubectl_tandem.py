@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from tandem_api import metrics as declared
 from tandem_api.environment import Secrets
 from tandem_api.exposition import counter, gauge
+from tandem_api.labels import COMPONENT_LABEL, HYBRID, JOB_LABEL, ORCHESTRATOR
 from tandem_api.utilisation import Use, attribute, utilisation
 from tandem_cli.cluster import in_pod, objects
 from tandem_cli.cluster.errors import ClusterError
@@ -105,8 +106,8 @@ def test_a_sidecar_says_what_it_does() -> None:
 
 
 def test_labels_are_those_of_the_operators_plan() -> None:
-    assert (objects.JOB_LABEL, objects.COMPONENT_LABEL) == (identity.JOB_LABEL, identity.COMPONENT_LABEL)
-    assert (objects.ORCHESTRATOR, objects.HYBRID) == (identity.ORCHESTRATOR, identity.HYBRID)
+    assert (objects.JOB_LABEL, objects.COMPONENT_LABEL) == (JOB_LABEL, COMPONENT_LABEL)
+    assert (objects.ORCHESTRATOR, objects.HYBRID) == (ORCHESTRATOR, HYBRID)
     assert identity.orchestrator_name("sums") == "sums-orchestrator"
 
 
@@ -114,7 +115,7 @@ def test_the_reading_pod_is_the_orchestrators_without_its_labels_secrets_and_wri
     planned = plan(rljob(), platform(), Secrets("token"))
     workload = next(one for one in planned if one["kind"] == "Job" and one["metadata"]["name"] == "sums-orchestrator")
     made = reader_pod(job(), workload)
-    assert identity.JOB_LABEL not in made["metadata"]["labels"]
+    assert JOB_LABEL not in made["metadata"]["labels"]
     (container,) = made["spec"]["containers"]
     assert container["image"] == "orchestrator:1"
     assert [mount["readOnly"] for mount in container["volumeMounts"]] == [True]

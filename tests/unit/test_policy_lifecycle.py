@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from operator_fixture import NOW, hybrid_pod, record, rljob, running, workloads
 
+from tandem_api.labels import ORCHESTRATOR
 from tandem_api.messages.phases import DesiredState, PhaseName, Progress
 from tandem_api.rljob import RLJobObject
 from tandem_api.status import Condition, ConditionType, JobPhase, RLJobStatus
 from tandem_operator.observed import Container, Observed, Pod
-from tandem_operator.plan import Suspension, identity
+from tandem_operator.plan import Suspension
 from tandem_operator.policy import Decision, decide
 from tandem_operator.policy.outcome import FINISH_SECONDS
 from tandem_operator.policy.suspension import DRAIN_SECONDS
@@ -270,7 +271,7 @@ MISTAKE = "spec.data.prompts[0].path: /data/none.jsonl does not exist"
 
 def orchestrator_that_found(mistake: str, **fields: Any) -> Pod:
     given = {"waiting": "CrashLoopBackOff", "restarts": 1, "ended": "Error", "exit_code": 2, "last_words": mistake}
-    return Pod("sums-orchestrator-x", identity.ORCHESTRATOR, containers=(Container("orchestrator", **given | fields),))
+    return Pod("sums-orchestrator-x", ORCHESTRATOR, containers=(Container("orchestrator", **given | fields),))
 
 
 @pytest.mark.parametrize("fields", [{}, {"waiting": None, "restarts": 0, "ended_at": NOW}])

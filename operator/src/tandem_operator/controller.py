@@ -12,6 +12,7 @@ import structlog
 
 from tandem_api.errors import TryAgain, UserError
 from tandem_api.keys import JobKeys
+from tandem_api.labels import JOB_LABEL
 from tandem_api.rljob import RLJobObject
 from tandem_operator import jobs, metrics, policy
 from tandem_operator.cluster import EVENT, JOB, POD, RLJOB, Cluster, Kind, Refused, Selection
@@ -172,7 +173,7 @@ class Controller:
     def _watched(
         self, namespace: str | None
     ) -> list[tuple[Selection, Callable[[Manifest], None], Callable[[Manifest], None]]]:
-        ours = f"app.kubernetes.io/managed-by={identity.MANAGER},{identity.JOB_LABEL}"
+        ours = f"app.kubernetes.io/managed-by={identity.MANAGER},{JOB_LABEL}"
         seen = self._observations
 
         def wakes(note: Callable[[Manifest], Key | None]) -> Callable[[Manifest], None]:

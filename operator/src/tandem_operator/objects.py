@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tandem_api.environment import Secrets
+from tandem_api.labels import HYBRID
 from tandem_api.rljob import RLJobObject
 from tandem_operator.cluster import JOB, SECRET, Cluster, Kind, Refused
 from tandem_operator.etcd_accounts import Accounts, account_name
@@ -77,7 +78,7 @@ class Objects:
         for work in workloads:
             if work.complete or work.failed or not getattr(suspension, work.component):
                 continue
-            if withdrawn and work.component == identity.HYBRID:
+            if withdrawn and work.component == HYBRID:
                 await self._cluster.delete(JOB, job.metadata.namespace, work.name)
             elif not work.suspended:
                 await self._patch(job, work.name, True, None)

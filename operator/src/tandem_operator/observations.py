@@ -4,9 +4,9 @@
 import time
 from collections import defaultdict
 
+from tandem_api.labels import HYBRID, JOB_LABEL
 from tandem_operator import observed
 from tandem_operator.observed import Observed, Pod, Warning, Workload
-from tandem_operator.plan import identity
 from tandem_operator.plan.identity import Manifest
 from tandem_operator.times import unix
 from tandem_operator.workqueue import Key
@@ -33,7 +33,7 @@ class Observations:
         pod = observed.pod(raw)
         self._pods[key][pod.name] = pod
         self._owners[key[0], pod.name] = key
-        if pod.component == identity.HYBRID:
+        if pod.component == HYBRID:
             self._note_disruption(key, pod)
         return key
 
@@ -86,7 +86,7 @@ class Observations:
             self._disruptions[key] = "Deleted"
 
     def _suspended(self, key: Key) -> bool:
-        return any(work.component == identity.HYBRID and work.suspended for work in self._workloads[key].values())
+        return any(work.component == HYBRID and work.suspended for work in self._workloads[key].values())
 
     def booked(self, key: Key) -> None:
         """The disruption was counted; the next new start needs another excuse."""
@@ -123,5 +123,5 @@ class Observations:
 def owner(raw: Manifest) -> Key | None:
     """The job that an object says it belongs to."""
     metadata = raw["metadata"]
-    job = metadata.get("labels", {}).get(identity.JOB_LABEL)
+    job = metadata.get("labels", {}).get(JOB_LABEL)
     return (metadata["namespace"], job) if job else None

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tandem_api.environment import EXIT_USER_ERROR
+from tandem_api.labels import COMPONENT_LABEL
 from tandem_api.messages.phases import PhaseRecord, Progress
-from tandem_operator.plan import identity
 from tandem_operator.times import unix
 
 _INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
@@ -116,7 +116,7 @@ def pod(raw: dict[str, Any]) -> Pod:
     index = labels.get(_INDEX_LABEL)
     return Pod(
         name=metadata["name"],
-        component=labels.get(identity.COMPONENT_LABEL, ""),
+        component=labels.get(COMPONENT_LABEL, ""),
         uid=metadata.get("uid", ""),
         index=int(index) if index is not None else None,
         phase=status.get("phase", "Pending"),
@@ -166,7 +166,7 @@ def workload(raw: dict[str, Any], plan_annotation: str) -> Workload:
     failed = held.get("Failed")
     return Workload(
         name=metadata["name"],
-        component=metadata.get("labels", {}).get(identity.COMPONENT_LABEL, ""),
+        component=metadata.get("labels", {}).get(COMPONENT_LABEL, ""),
         suspended=bool(raw.get("spec", {}).get("suspend")),
         active=int(status.get("active", 0)),
         complete="Complete" in held,

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tandem_api.status import Condition, ConditionType, JobPhase
-from tandem_cli.cluster.objects import Event, Job, Pod, unix
+from tandem_cli.cluster.objects import Event, Job, Pod
 from tandem_cli.cluster.table import age
+from tandem_operator.times import unix
 
 PATIENCE_SECONDS = 60.0
 """How long pods may take to be placed, and the operator to look at a job, before that counts as not going on."""

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import merge
 
+from tandem_api.labels import HYBRID
 from tandem_cli.cluster.errors import ClusterError, Missing
 from tandem_cli.cluster.lines import Line, Source
-from tandem_cli.cluster.objects import HYBRID, Cluster, Job, Pod
+from tandem_cli.cluster.objects import Cluster, Job, Pod
 
 LOOK_SECONDS = 2.0
 """How often a followed job is asked for pods and containers that are new."""

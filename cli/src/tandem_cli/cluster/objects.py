@@ -5,19 +5,17 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
 
 from tandem_api import API_VERSION
+from tandem_api.labels import COMPONENT_LABEL, JOB_LABEL, ORCHESTRATOR
 from tandem_api.status import Condition, ConditionType, RLJobStatus
 from tandem_cli.cluster.connection import MERGE, Connection, Query, Request
 from tandem_cli.cluster.errors import ClusterError, Missing
+from tandem_operator.times import unix
 
-JOB_LABEL = "tandem-rl.dev/job"
-COMPONENT_LABEL = "app.kubernetes.io/component"
-ORCHESTRATOR, HYBRID = "orchestrator", "hybrid"
 WATCH_SECONDS = 240
 
 _RLJOBS = "rljobs.tandem-rl.dev"
@@ -244,11 +242,6 @@ class Cluster:
         query = {"gracePeriodSeconds": "0"}
         with suppress(Missing):
             self.connection.ask(_core("delete", "pods", namespace, name, method="DELETE", query=query))
-
-
-def unix(time: str) -> float:
-    """Unix seconds of an RFC 3339 time."""
-    return datetime.fromisoformat(time).timestamp()
 
 
 def _container(name: str, raw: dict[str, Any]) -> Container:

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from importlib import resources
 from typing import Any
 
+from tandem_api.labels import ORCHESTRATOR
 from tandem_cli.cluster.errors import ClusterError, Missing
-from tandem_cli.cluster.objects import ORCHESTRATOR, Cluster, Job
+from tandem_cli.cluster.objects import Cluster, Job
 
 _PATIENCE_SECONDS = 120.0
 _LOOK_SECONDS = 1.0

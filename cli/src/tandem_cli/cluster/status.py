@@ -4,8 +4,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from tandem_cli.cluster.explain import first_obstacle
-from tandem_cli.cluster.objects import Job, Pod, unix
+from tandem_cli.cluster.objects import Job, Pod
 from tandem_cli.cluster.table import NOTHING, age, number, percent, table
+from tandem_operator.times import unix
 
 _HEADING = ("name", "phase", "iteration", "accuracy", "reward", "pods", "condition", "restarts", "age")
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from prometheus_client.parser import text_string_to_metric_families
 
 from tandem_api import metrics as declared
+from tandem_api.labels import HYBRID, ORCHESTRATOR
 from tandem_api.status import JobPhase
 from tandem_api.utilisation import Use, shares, utilisation
 from tandem_cli.cluster.errors import ClusterError
-from tandem_cli.cluster.objects import HYBRID, ORCHESTRATOR, Cluster, Job, Pod
+from tandem_cli.cluster.objects import Cluster, Job, Pod
 from tandem_cli.cluster.reading import metrics
 from tandem_cli.cluster.table import NOTHING, age, percent, table
 

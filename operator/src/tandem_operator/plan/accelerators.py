@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One set of devices for both containers of a pod."""
 
+from tandem_api.labels import HYBRID
 from tandem_api.rljob import RLJobObject
 from tandem_api.spec.hybrid import Accelerators, Isolation
 from tandem_operator.plan import identity
@@ -22,9 +23,9 @@ def claim_template(job: RLJobObject, accelerators: Accelerators, api_version: st
         "count": accelerators.count,
     }
     claim = {"devices": {"requests": [{"name": _CLAIM, "exactly": exactly}]}}
-    spec = {"metadata": {"labels": identity.labels(job, identity.HYBRID)}, "spec": claim}
+    spec = {"metadata": {"labels": identity.labels(job, HYBRID)}, "spec": claim}
     name = identity.accelerators_name(job.metadata.name)
-    return identity.owned(job, api_version, "ResourceClaimTemplate", name, identity.HYBRID, spec=spec)
+    return identity.owned(job, api_version, "ResourceClaimTemplate", name, HYBRID, spec=spec)
 
 
 def pod_claims(job: RLJobObject) -> Manifest:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many hybrid pods a drain may take at once."""
 
+from tandem_api.labels import HYBRID
 from tandem_api.rljob import RLJobObject
 from tandem_operator.plan import identity
 from tandem_operator.plan.identity import Manifest
@@ -14,7 +15,7 @@ def disruption_budget(job: RLJobObject) -> Manifest:
     """
     spec = {
         "minAvailable": job.spec.hybrid.replicas - 1,
-        "selector": {"matchLabels": identity.selector(job, identity.HYBRID)},
+        "selector": {"matchLabels": identity.selector(job, HYBRID)},
     }
     name = identity.hybrid_name(job.metadata.name)
-    return identity.owned(job, "policy/v1", "PodDisruptionBudget", name, identity.HYBRID, spec=spec)
+    return identity.owned(job, "policy/v1", "PodDisruptionBudget", name, HYBRID, spec=spec)

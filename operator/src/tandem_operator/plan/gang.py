@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """All hybrid pods are placed together or none is, where the cluster has an API for it."""
 
+from tandem_api.labels import HYBRID
 from tandem_api.rljob import RLJobObject
 from tandem_operator.plan import identity
 from tandem_operator.plan.identity import Manifest
@@ -21,7 +22,7 @@ def pod_group(job: RLJobObject, gang: Gang) -> Manifest:
         Gang.VOLCANO: {"minMember": minimum},
     }[gang]
     name = identity.hybrid_name(job.metadata.name)
-    return identity.owned(job, gang.value, "PodGroup", name, identity.HYBRID, spec=spec)
+    return identity.owned(job, gang.value, "PodGroup", name, HYBRID, spec=spec)
 
 
 def membership(job: RLJobObject, gang: Gang | None) -> Manifest:

@@ -2,6 +2,7 @@
 """The hybrid pods: an Indexed Job whose pods hold an engine and a trainer on the same devices."""
 
 from tandem_api import environment as env
+from tandem_api.labels import HYBRID
 from tandem_api.rljob import RLJobObject
 from tandem_operator.plan import accelerators, gang, identity, pods, resources
 from tandem_operator.plan.identity import Manifest
@@ -25,9 +26,7 @@ def hybrid_job(job: RLJobObject, platform: Platform, suspended: bool) -> Manifes
         "suspend": suspended,
         "template": overlay(_template(job, platform), job.spec.hybrid.template),
     }
-    manifest = identity.owned(
-        job, "batch/v1", "Job", identity.hybrid_name(job.metadata.name), identity.HYBRID, spec=spec
-    )
+    manifest = identity.owned(job, "batch/v1", "Job", identity.hybrid_name(job.metadata.name), HYBRID, spec=spec)
     if identity.queue(job):
         queueing = (identity.QUEUE_LABEL, identity.QUEUE_PRIORITY_LABEL)
         given = {name: value for name, value in job.metadata.labels.items() if name in queueing}
@@ -49,7 +48,7 @@ def _template(job: RLJobObject, platform: Platform) -> Manifest:
             spec["resources"] = shared
         for container in (engine, trainer):
             container["resources"] = resources.without_shared(container["resources"])
-    template = pods.pod_template(job, platform, identity.HYBRID, **spec)
+    template = pods.pod_template(job, platform, HYBRID, **spec)
     return overlay(template, gang.membership(job, gang.gang_of(job, platform.capabilities.gang)))
 
 

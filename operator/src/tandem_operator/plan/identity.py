@@ -4,17 +4,14 @@
 from typing import Any
 
 from tandem_api import API_VERSION, KIND
+from tandem_api.labels import COMPONENT_LABEL, JOB_LABEL
 from tandem_api.rljob import RLJobObject
 
 type Manifest = dict[str, Any]
 
 MANAGER = "tandem"
-JOB_LABEL = "tandem-rl.dev/job"
-COMPONENT_LABEL = "app.kubernetes.io/component"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 QUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
-ORCHESTRATOR = "orchestrator"
-HYBRID = "hybrid"
 
 
 def orchestrator_name(job: str) -> str:

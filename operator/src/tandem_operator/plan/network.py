@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from tandem_api import environment as env
+from tandem_api.labels import HYBRID, ORCHESTRATOR
 from tandem_api.rljob import RLJobObject
 from tandem_operator.plan import identity
 from tandem_operator.plan.identity import Manifest
@@ -16,11 +17,11 @@ from tandem_operator.plan.platform import Platform
 
 def orchestrator_service(job: RLJobObject) -> Manifest:
     spec = {
-        "selector": identity.selector(job, identity.ORCHESTRATOR),
+        "selector": identity.selector(job, ORCHESTRATOR),
         "ports": [{"name": "http", "port": env.ORCHESTRATOR_PORT, "targetPort": env.ORCHESTRATOR_PORT}],
     }
     name = identity.orchestrator_name(job.metadata.name)
-    return identity.owned(job, "v1", "Service", name, identity.ORCHESTRATOR, spec=spec)
+    return identity.owned(job, "v1", "Service", name, ORCHESTRATOR, spec=spec)
 
 
 def hybrid_service(job: RLJobObject) -> Manifest:
@@ -28,27 +29,27 @@ def hybrid_service(job: RLJobObject) -> Manifest:
     spec = {
         "clusterIP": "None",
         "publishNotReadyAddresses": True,
-        "selector": identity.selector(job, identity.HYBRID),
+        "selector": identity.selector(job, HYBRID),
         "ports": [{"name": "rendezvous", "port": env.RENDEZVOUS_PORT, "targetPort": env.RENDEZVOUS_PORT}],
     }
-    return identity.owned(job, "v1", "Service", identity.hybrid_name(job.metadata.name), identity.HYBRID, spec=spec)
+    return identity.owned(job, "v1", "Service", identity.hybrid_name(job.metadata.name), HYBRID, spec=spec)
 
 
 def orchestrator_policy(job: RLJobObject, platform: Platform) -> Manifest:
     """In: the job's sidecars and trainers, and monitoring. Out: DNS, etcd, reward services, traces, the model hub."""
-    hybrid = {"podSelector": {"matchLabels": identity.selector(job, identity.HYBRID)}}
+    hybrid = {"podSelector": {"matchLabels": identity.selector(job, HYBRID)}}
     ingress = [{"from": [hybrid], "ports": _tcp(env.ORCHESTRATOR_PORT)}, _monitoring(platform)]
     egress = [*_egress(job, platform), *_judges(job), *_collectors(job, platform)]
-    return _policy(job, identity.ORCHESTRATOR, identity.orchestrator_name(job.metadata.name), ingress, egress)
+    return _policy(job, ORCHESTRATOR, identity.orchestrator_name(job.metadata.name), ingress, egress)
 
 
 def hybrid_policy(job: RLJobObject, platform: Platform) -> Manifest:
     """Among themselves everything, since collectives choose their ports; otherwise as the orchestrator."""
-    peers = {"podSelector": {"matchLabels": identity.selector(job, identity.HYBRID)}}
-    master = {"podSelector": {"matchLabels": identity.selector(job, identity.ORCHESTRATOR)}}
+    peers = {"podSelector": {"matchLabels": identity.selector(job, HYBRID)}}
+    master = {"podSelector": {"matchLabels": identity.selector(job, ORCHESTRATOR)}}
     ingress = [{"from": [peers]}, _monitoring(platform)]
     egress = [{"to": [peers]}, {"to": [master], "ports": _tcp(env.ORCHESTRATOR_PORT)}, *_egress(job, platform)]
-    return _policy(job, identity.HYBRID, identity.hybrid_name(job.metadata.name), ingress, egress)
+    return _policy(job, HYBRID, identity.hybrid_name(job.metadata.name), ingress, egress)
 
 
 def _policy(job: RLJobObject, component: str, name: str, ingress: list[Manifest], egress: list[Manifest]) -> Manifest:

@@ -2,6 +2,7 @@
 """The orchestrator: a Job of one CPU pod."""
 
 from tandem_api import environment as env
+from tandem_api.labels import ORCHESTRATOR
 from tandem_api.rljob import RLJobObject
 from tandem_operator.plan import identity, pods
 from tandem_operator.plan.identity import Manifest
@@ -20,7 +21,7 @@ def orchestrator_job(job: RLJobObject, platform: Platform, suspended: bool) -> M
         "template": overlay(_template(job, platform), job.spec.orchestrator.template),
     }
     name = identity.orchestrator_name(job.metadata.name)
-    return identity.owned(job, "batch/v1", "Job", name, identity.ORCHESTRATOR, spec=spec)
+    return identity.owned(job, "batch/v1", "Job", name, ORCHESTRATOR, spec=spec)
 
 
 def _template(job: RLJobObject, platform: Platform) -> Manifest:
@@ -30,9 +31,7 @@ def _template(job: RLJobObject, platform: Platform) -> Manifest:
         {"name": "state", "persistentVolumeClaim": {"claimName": claim}},
         {"name": "tmp", "emptyDir": {}},
     ]
-    return pods.pod_template(
-        job, platform, identity.ORCHESTRATOR, containers=[_container(job, platform)], volumes=volumes
-    )
+    return pods.pod_template(job, platform, ORCHESTRATOR, containers=[_container(job, platform)], volumes=volumes)
 
 
 def _container(job: RLJobObject, platform: Platform) -> Manifest:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes that outlive pods: the replay buffer, and checkpoints where the user brings no claim."""
 
+from tandem_api.labels import HYBRID, ORCHESTRATOR
 from tandem_api.rljob import RLJobObject
 from tandem_operator.plan import identity
 from tandem_operator.plan.identity import Manifest
@@ -18,15 +19,13 @@ def buffer_volume(job: RLJobObject, platform: Platform) -> Manifest:
     settings = job.spec.orchestrator
     storage_class = settings.storage_class_name or platform.storage_class_name
     name = identity.orchestrator_name(job.metadata.name)
-    return _claim(job, name, identity.ORCHESTRATOR, "ReadWriteOncePod", settings.storage, storage_class)
+    return _claim(job, name, ORCHESTRATOR, "ReadWriteOncePod", settings.storage, storage_class)
 
 
 def checkpoint_volume(job: RLJobObject, platform: Platform) -> Manifest:
     """The claim that Tandem makes; several hybrid pods need a class that more than one node can write to."""
     mode = "ReadWriteMany" if job.spec.hybrid.replicas > 1 else "ReadWriteOnce"
-    return _claim(
-        job, checkpoint_claim(job), identity.HYBRID, mode, job.spec.checkpoint.size, platform.storage_class_name
-    )
+    return _claim(job, checkpoint_claim(job), HYBRID, mode, job.spec.checkpoint.size, platform.storage_class_name)
 
 
 def _claim(

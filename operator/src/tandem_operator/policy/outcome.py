@@ -3,11 +3,11 @@
 
 from dataclasses import dataclass
 
+from tandem_api.labels import HYBRID, ORCHESTRATOR
 from tandem_api.messages.phases import PhaseName
 from tandem_api.rljob import RLJobObject
 from tandem_api.status import Condition, ConditionType, RLJobStatus
 from tandem_operator.observed import Observed
-from tandem_operator.plan import identity
 from tandem_operator.policy.restarts import Ledger
 from tandem_operator.times import unix
 
@@ -41,7 +41,7 @@ def outcome(job: RLJobObject, observed: Observed, ledger: Ledger, now: float) ->
 def _succeeded(job: RLJobObject, observed: Observed, now: float) -> Outcome | None:
     count = observed.phase.iteration if observed.phase else job.spec.iterations
     done = Outcome(True, "IterationsCompleted", f"All {count} iterations are done.")
-    hybrid, orchestrator = observed.workload(identity.HYBRID), observed.workload(identity.ORCHESTRATOR)
+    hybrid, orchestrator = observed.workload(HYBRID), observed.workload(ORCHESTRATOR)
     record = observed.phase
     if record is not None and record.name is PhaseName.SUCCEEDED:
         writing = hybrid is not None and not hybrid.complete and now - record.started < FINISH_SECONDS
@@ -76,5 +76,5 @@ def _invalid(job: RLJobObject, observed: Observed) -> str | None:
     """What the orchestrator finds wrong before the job begins. Later it may be a volume that is away for a while."""
     if observed.phase is not None or job.status.epoch:
         return None
-    pods = (pod for pod in observed.pods if pod.component == identity.ORCHESTRATOR)
+    pods = (pod for pod in observed.pods if pod.component == ORCHESTRATOR)
     return next((container.user_error for pod in pods for container in pod.containers if container.user_error), None)

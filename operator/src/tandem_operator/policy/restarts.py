@@ -8,10 +8,10 @@ that fails before the job ever gets that far counts by its own restarts.
 
 from dataclasses import dataclass
 
+from tandem_api.labels import HYBRID
 from tandem_api.messages.phases import PhaseName
 from tandem_api.status import ConditionType, RLJobStatus
 from tandem_operator.observed import Observed
-from tandem_operator.plan import identity
 
 FIRST_WORLD = 1
 RESUMED = "resumed"
@@ -43,7 +43,7 @@ def count(status: RLJobStatus, observed: Observed) -> Ledger:
 def _excused(status: RLJobStatus, observed: Observed) -> bool:
     record = observed.phase
     resumed = record is not None and record.name is PhaseName.START and record.reason == RESUMED
-    taken_back = any(work.component == identity.HYBRID and work.suspended for work in observed.workloads)
+    taken_back = any(work.component == HYBRID and work.suspended for work in observed.workloads)
     return resumed or taken_back or disrupted(status, observed)
 
 

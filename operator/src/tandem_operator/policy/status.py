@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """RLJob.status from what is observed. The operator writes it to the API server, local mode to status.json."""
 
+from tandem_api.labels import HYBRID
 from tandem_api.messages.phases import DesiredState, PhaseName, Progress
 from tandem_api.rljob import RLJobObject
 from tandem_api.status import (
@@ -14,7 +15,6 @@ from tandem_api.status import (
     SwitchStatus,
 )
 from tandem_operator.observed import Observed
-from tandem_operator.plan import identity
 from tandem_operator.plan.gang import gang_of
 from tandem_operator.plan.platform import Gang
 from tandem_operator.policy.conditions import Judgement, updated
@@ -51,7 +51,7 @@ def status_of(
     phase = _phase(job, observed, standing, outcome)
     judgements = _judgements(job, observed, ledger, standing, outcome, found, phase, gang)
     started = status.start_time or (None if standing.suspension.hybrid else rfc3339(now))
-    ready = len([pod for pod in observed.active_pods(identity.HYBRID) if pod.ready])
+    ready = len([pod for pod in observed.active_pods(HYBRID) if pod.ready])
     generation = job.metadata.generation
     return status.model_copy(
         update={
@@ -115,7 +115,7 @@ def _phase(job: RLJobObject, observed: Observed, standing: Standing, outcome: Ou
         return JobPhase.SUSPENDED if standing.desired is DesiredState.SUSPENDED else JobPhase.PENDING
     if job.status.epoch:
         return job.status.phase
-    placed = [pod for pod in observed.active_pods(identity.HYBRID) if pod.scheduled]
+    placed = [pod for pod in observed.active_pods(HYBRID) if pod.scheduled]
     return JobPhase.STARTING if len(placed) == job.spec.hybrid.replicas else JobPhase.PENDING
 
 
@@ -155,7 +155,7 @@ def _scheduled(
     job: RLJobObject, observed: Observed, standing: Standing, found: tuple[Trouble, ...], gang: Gang | None
 ) -> Judgement:
     wanted = job.spec.hybrid.replicas
-    placed = len([pod for pod in observed.active_pods(identity.HYBRID) if pod.scheduled])
+    placed = len([pod for pod in observed.active_pods(HYBRID) if pod.scheduled])
     trouble = next((one for one in found if one.placement), None)
     if trouble is not None:
         return Judgement(ConditionType.SCHEDULED, "False", trouble.reason, trouble.message)
@@ -176,7 +176,7 @@ def _scheduled(
 
 def _ready(job: RLJobObject, observed: Observed, ledger: Ledger) -> Judgement:
     wanted = job.spec.hybrid.replicas
-    ready = len([pod for pod in observed.active_pods(identity.HYBRID) if pod.ready])
+    ready = len([pod for pod in observed.active_pods(HYBRID) if pod.ready])
     message = f"{ready} of {wanted} hybrid pods are ready."
     if ready >= wanted:
         return Judgement(ConditionType.READY, "True", "AllPodsReady", message)

@@ -10,6 +10,7 @@ away: that gives the quota back, while a Job that is merely suspended would be a
 
 from dataclasses import dataclass
 
+from tandem_api.labels import HYBRID
 from tandem_api.messages.phases import DesiredState, PhaseName
 from tandem_api.rljob import RLJobObject
 from tandem_api.status import Condition, ConditionType, JobPhase
@@ -42,7 +43,7 @@ def standing(job: RLJobObject, observed: Observed, now: float) -> Standing:
         suspension = Suspension(hybrid=resting, orchestrator=not _begun(job, observed))
         return Standing(DesiredState.SUSPENDED, suspension, queued and resting, None if resting else deadline)
     if queued:
-        hybrid = observed.workload(identity.HYBRID)
+        hybrid = observed.workload(HYBRID)
         waiting = hybrid is None or hybrid.suspended
         state = DesiredState.SUSPENDED if waiting else DesiredState.RUNNING
         return Standing(state, Suspension(hybrid=waiting, orchestrator=waiting and not _begun(job, observed)))
