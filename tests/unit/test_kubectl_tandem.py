@@ -18,9 +18,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from tandem_api import metrics as declared
 from tandem_api.environment import Secrets
 from tandem_api.exposition import counter, gauge
-from tandem_api.labels import COMPONENT_LABEL, HYBRID, JOB_LABEL, ORCHESTRATOR
+from tandem_api.labels import JOB_LABEL
 from tandem_api.utilisation import Use, attribute, utilisation
-from tandem_cli.cluster import in_pod, objects
+from tandem_cli.cluster import in_pod
 from tandem_cli.cluster.errors import ClusterError
 from tandem_cli.cluster.main import Duration
 from tandem_cli.cluster.objects import Job
@@ -105,9 +105,7 @@ def test_a_sidecar_says_what_it_does() -> None:
     assert member(generate_latest(collected).decode()) == Member("Train", 3)
 
 
-def test_labels_are_those_of_the_operators_plan() -> None:
-    assert (objects.JOB_LABEL, objects.COMPONENT_LABEL) == (JOB_LABEL, COMPONENT_LABEL)
-    assert (objects.ORCHESTRATOR, objects.HYBRID) == (ORCHESTRATOR, HYBRID)
+def test_the_orchestrators_job_is_read_by_the_name_that_the_operator_gives_it() -> None:
     assert identity.orchestrator_name("sums") == "sums-orchestrator"
 
 
