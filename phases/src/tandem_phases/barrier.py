@@ -22,10 +22,13 @@ def counted(entries: Mapping[str, Entry], keys: JobKeys, record: PhaseRecord) ->
 
     After the end of a run members may leave, so the acks of Succeeded count whoever is still there.
     """
+    return _counted(entries, keys, record, world_of(entries, keys))
+
+
+def _counted(entries: Mapping[str, Entry], keys: JobKeys, record: PhaseRecord, now: World) -> dict[int, Ack]:
     reported = acks(entries, keys, record.epoch)
     if record.name is PhaseName.SUCCEEDED:
         return reported
-    now = world_of(entries, keys)
     return {index: ack for index, ack in reported.items() if now.get(index) == ack.incarnation}
 
 
@@ -34,14 +37,14 @@ def losses(record: PhaseRecord, world: World, entries: Mapping[str, Entry], keys
 
     A member that went missing in the Rollout is waited for in the Release that follows: it need not be in ``world``.
     """
+    now = world_of(entries, keys)
     found = {
         index: f"member {index}: {ack.error}"
-        for index, ack in counted(entries, keys, record).items()
+        for index, ack in _counted(entries, keys, record, now).items()
         if ack.outcome is Outcome.FAILED
     }
     if record.name is PhaseName.SUCCEEDED:
         return found
-    now = world_of(entries, keys)
     for index in set(record.members) - set(found):
         awaited = record.name is PhaseName.RELEASE and index not in world
         if not awaited and (index not in now or now[index] != world.get(index, now[index])):

@@ -16,7 +16,7 @@ log = structlog.get_logger()
 
 _FIRST_WAIT = 0.1
 _LONGEST_WAIT = 2.0
-_QUICK_LOOK = 0.001
+_QUICK_LOOK = 0.0001
 
 
 class Mirror:
@@ -63,8 +63,8 @@ class Mirror:
     async def until[T](self, condition: Callable[[Mapping[str, Entry]], T | None], timeout: float | None = None) -> T:
         """The first value other than None that ``condition`` gives on the entries, now or after a change.
 
-        Changes that come in quick succession are looked at together: where a look takes long, as one at a thousand
-        acks does, there are as long pauses in between, or it would be taken a thousand times.
+        Changes that come in quick succession are looked at together: looks take at most a quarter of the time, or a
+        thousand acks would be looked at a thousand times.
 
         Raises:
             TimeoutError: ``timeout`` seconds passed.
@@ -77,7 +77,7 @@ class Mirror:
                 looked = time.monotonic() - began
                 await changed.wait()
                 if looked > _QUICK_LOOK:
-                    await asyncio.sleep(looked)
+                    await asyncio.sleep(3 * looked)
 
     async def _follow(self, prefix: str) -> None:
         wait = _FIRST_WAIT
