@@ -8,18 +8,18 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
-from faults import Breaker, Fault, Recovery, endpoint_of
 from running import ROOT, eventually, finish, manifest, start
 
-from tandem_api.keys import JobKeys
-from tandem_phases.mirror import Mirror
-from tandem_phases.store import Store
+from tandem_cli.chaos.injector import Injector
+from tandem_cli.chaos.local import attached, holder_of
+from tandem_cli.chaos.plan import Fault
+from tandem_cli.chaos.recovery import Recovery
+from tandem_cli.run.directory import RunDirectory
 
 START_SECONDS = 400.0
 RUN_SECONDS = 600.0
@@ -116,10 +116,10 @@ class BrokenRun:
         RECORD.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.loads(line) for line in (self.out / "timeline.jsonl").read_text().splitlines()]
         starts = [step for line in lines for step in line.get("steps", ()) if step["name"] == "engineStart"]
-        begin, end = recovery.at, recovery.at + recovery.seconds
+        begin, end = recovery.at, recovery.at + (recovery.seconds or 0.0)
         within = [step["seconds"] for step in starts if begin <= step["start"] <= end]
         with RECORD.open("a") as file:
-            file.write(json.dumps(asdict(recovery) | {"engineSeconds": sum(within)}) + "\n")
+            file.write(json.dumps(recovery.written() | {"engineSeconds": sum(within)}) + "\n")
 
 
 def broken_run(directory: Path, faults: Sequence[Fault], changes: Mapping[str, Any]) -> BrokenRun:
@@ -128,9 +128,9 @@ def broken_run(directory: Path, faults: Sequence[Fault], changes: Mapping[str, A
     run = BrokenRun(manifest(directory / "job.yaml", wanted), directory / "out", int(wanted["spec.iterations"]))
     process = start(run.file, run.out)
     try:
-        endpoint = eventually(lambda: process.poll() or endpoint_of(run.out), START_SECONDS, "the run's etcd")
-        assert isinstance(endpoint, str), "the run ended before it began"
-        asyncio.run(_inflict(run, endpoint, faults))
+        directory = RunDirectory(run.out)
+        eventually(lambda: process.poll() is not None or holder_of(directory), START_SECONDS, "the begin of the run")
+        asyncio.run(_inflict(run, faults))
         run.status = finish(process, run.out, RUN_SECONDS)
     except BaseException:
         print(run.out.with_suffix(".log").read_text())
@@ -141,9 +141,7 @@ def broken_run(directory: Path, faults: Sequence[Fault], changes: Mapping[str, A
     return run
 
 
-async def _inflict(run: BrokenRun, endpoint: str, faults: Sequence[Fault]) -> None:
-    metadata = yaml.safe_load((run.out / "job.yaml").read_text())["metadata"]
-    keys = JobKeys(metadata.get("namespace", "default"), metadata["name"], metadata["uid"])
+async def _inflict(run: BrokenRun, faults: Sequence[Fault]) -> None:
     seen = Books()
 
     def look() -> None:
@@ -153,12 +151,12 @@ async def _inflict(run: BrokenRun, endpoint: str, faults: Sequence[Fault]) -> No
             seen.segments |= now.segments
             seen.batches |= now.batches
 
-    async with Store((endpoint,)) as store, Mirror(store, keys.prefix) as mirror:
-        breaker = Breaker(run.out, endpoint, mirror, keys)
+    async with attached(run.out) as job:
+        injector = Injector(job, START_SECONDS, before=look)
         for fault in faults:
-            recovery = await breaker.inflict(fault, START_SECONDS, before=look)
-            print(f"{fault}: hit {recovery.hit}, {recovery.seconds:.1f} s, {recovery.reason}", flush=True)
+            recovery = await injector.inflict(fault)
+            print(f"{fault}: hit {recovery.hit}, {recovery.seconds} s, {recovery.reason}", flush=True)
             run.recovered(recovery)
             look()
-        await mirror.until(lambda entries: True if breaker.over(entries) else None, RUN_SECONDS)
+        await job.until(lambda seen: seen.record.name.final or None, RUN_SECONDS)
     look()

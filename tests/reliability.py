@@ -20,18 +20,19 @@ def table(recoveries: Iterable[dict[str, Any]]) -> str:
     """A row for each kind of fault and whether an engine had to be started."""
     rows: dict[tuple[str, bool], list[dict[str, Any]]] = defaultdict(list)
     for recovery in recoveries:
-        rows[recovery["fault"]["kind"], recovery["engineSeconds"] > 0].append(recovery)
+        fault = recovery["fault"]
+        rows[f"{fault['kind']} {fault['target']['component']}", recovery["engineSeconds"] > 0].append(recovery)
     lines = [
         "| Fault | in | tried | new world | until the job works, median (longest) | of which an engine's start |",
         "|---|---|---|---|---|---|",
     ]
-    for (kind, engine), found in sorted(rows.items()):
+    for (what, engine), found in sorted(rows.items()):
         seconds = [recovery["seconds"] for recovery in found]
         phases = ", ".join(phase for phase in PHASES if any(r["fault"]["phase"] == phase for r in found))
         worlds = sum(recovery["new_world"] for recovery in found)
         starts = f"{statistics.median(r['engineSeconds'] for r in found):.1f} s" if engine else "none"
         lines.append(
-            f"| {kind} | {phases} | {len(found)} | {worlds} | "
+            f"| {what} | {phases} | {len(found)} | {worlds} | "
             f"{statistics.median(seconds):.1f} s ({max(seconds):.1f} s) | {starts} |"
         )
     return "\n".join(lines) + "\n"

@@ -1,43 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every kind of fault in every phase where it makes sense: a run of the real stack for each phase (`make soak`)."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from broken_run import broken_run
-from faults import Fault, Kind
 
 from tandem_api.messages.phases import PhaseName
+from tandem_cli.chaos.plan import Component, Fault, Kind
 
 P = PhaseName
-ANYWHERE = (
-    Kind.TRAINER_KILLED,
-    Kind.ENGINE_KILLED,
-    Kind.SIDECAR_KILLED,
-    Kind.POD_LOST,
-    Kind.ORCHESTRATOR_KILLED,
-    Kind.ETCD_KILLED,
-    Kind.LEADERSHIP_LOST,
-)
-KINDS = {
-    P.ROLLOUT: (*ANYWHERE, Kind.LEASE_LOST, Kind.SIDECAR_STOPPED, Kind.ENGINE_STOPPED),
-    P.RELEASE: (*ANYWHERE, Kind.LEASE_LOST, Kind.SIDECAR_STOPPED),
-    P.TRAIN: (*ANYWHERE, Kind.LEASE_LOST, Kind.SIDECAR_STOPPED, Kind.TRAINER_STOPPED),
-    P.HANDOFF: (*ANYWHERE, Kind.LEASE_LOST, Kind.SIDECAR_STOPPED, Kind.ENGINE_STOPPED),
-    P.RECOVER: ANYWHERE,
-}
 LEASE_AND_MORE = 15.0
 TRAIN_DEADLINE_AND_MORE = 75.0
-STOPPED = {Kind.SIDECAR_STOPPED: LEASE_AND_MORE, Kind.TRAINER_STOPPED: TRAIN_DEADLINE_AND_MORE}
+UNTIL_REPLACED = 600.0
+
+
+def killed(component: Component) -> Fault:
+    return Fault(Kind.KILL, component, P.ROLLOUT)
+
+
+ANYWHERE = (*map(killed, Component), Fault(Kind.LOSE_LEASE, Component.ORCHESTRATOR, P.ROLLOUT))
+MEMBER = (
+    Fault(Kind.LOSE_LEASE, Component.SIDECAR, P.ROLLOUT),
+    Fault(Kind.STOP, Component.SIDECAR, P.ROLLOUT, seconds=LEASE_AND_MORE),
+)
+ENGINE_STOPPED = Fault(Kind.STOP, Component.ENGINE, P.ROLLOUT, seconds=UNTIL_REPLACED)
+TRAINER_STOPPED = Fault(Kind.STOP, Component.TRAINER, P.TRAIN, seconds=TRAIN_DEADLINE_AND_MORE)
+CORRUPTED = Fault(Kind.CORRUPT_SEGMENT, Component.TRAINER, P.HANDOFF)
+FAULTS = {
+    P.ROLLOUT: (*ANYWHERE, *MEMBER, ENGINE_STOPPED),
+    P.RELEASE: (*ANYWHERE, *MEMBER),
+    P.TRAIN: (*ANYWHERE, *MEMBER, TRAINER_STOPPED),
+    P.HANDOFF: (*ANYWHERE, *MEMBER, ENGINE_STOPPED, CORRUPTED),
+    P.RECOVER: ANYWHERE,
+}
 ITERATIONS = 12
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("phase", KINDS, ids=str)
+@pytest.mark.parametrize("phase", FAULTS, ids=str)
 def test_a_run_survives_every_fault_in(phase: PhaseName, tmp_path: Path) -> None:
-    faults = [Fault(kind, phase, seconds=STOPPED.get(kind, 0.0)) for kind in KINDS[phase]]
+    faults = [replace(fault, phase=phase) for fault in FAULTS[phase]]
     run = broken_run(tmp_path, faults, {"spec.iterations": ITERATIONS})
+    assert [one for one in run.recoveries if one.seconds is None] == []
     assert run.status == 0
     assert run.lost == []
     assert run.gaps() == []

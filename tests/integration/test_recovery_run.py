@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 from broken_run import BrokenRun, broken_run
-from faults import Fault, Kind
 from trainer_world import Orchestrator, running_world
 
 from tandem_api.environment import Job
@@ -15,6 +14,7 @@ from tandem_api.manifest import load
 from tandem_api.messages.phases import PhaseName
 from tandem_api.messages.trainer import FinishRun, Load, TrainStep
 from tandem_api.status import JobPhase, RLJobStatus
+from tandem_cli.chaos.plan import Component, Fault, Kind
 from tandem_orchestrator.buffer import Buffer
 from tandem_orchestrator.corpus import Corpus
 from tandem_orchestrator.serving import build_body
@@ -22,16 +22,19 @@ from tandem_orchestrator.serving import build_body
 P = PhaseName
 ITERATIONS = 8
 FAULTS = (
-    Fault(Kind.ENGINE_KILLED, P.ROLLOUT, after=0.3),
-    Fault(Kind.TRAINER_KILLED, P.TRAIN),
-    Fault(Kind.ORCHESTRATOR_KILLED, P.HANDOFF),
-    Fault(Kind.LEASE_LOST, P.ROLLOUT, after=0.3),
-    Fault(Kind.ETCD_KILLED, P.TRAIN),
-    Fault(Kind.SIDECAR_STOPPED, P.ROLLOUT, seconds=15.0),
-    Fault(Kind.LEADERSHIP_LOST, P.RELEASE),
-    Fault(Kind.TRAINER_KILLED, P.HANDOFF),
-    Fault(Kind.POD_LOST, P.TRAIN),
+    Fault(Kind.KILL, Component.ENGINE, P.ROLLOUT, after=0.3),
+    Fault(Kind.KILL, Component.TRAINER, P.TRAIN),
+    Fault(Kind.KILL, Component.ORCHESTRATOR, P.HANDOFF),
+    Fault(Kind.LOSE_LEASE, Component.SIDECAR, P.ROLLOUT, after=0.3),
+    Fault(Kind.KILL, Component.ETCD, P.TRAIN),
+    Fault(Kind.STOP, Component.SIDECAR, P.ROLLOUT, seconds=15.0),
+    Fault(Kind.LOSE_LEASE, Component.ORCHESTRATOR, P.RELEASE),
+    Fault(Kind.KILL, Component.TRAINER, P.HANDOFF),
+    Fault(Kind.CORRUPT_SEGMENT, Component.TRAINER, P.HANDOFF),
+    Fault(Kind.KILL, Component.POD, P.TRAIN),
 )
+UNMOVED = (Component.ORCHESTRATOR, Component.ETCD)
+"""Without which the pods go on in the world that they have."""
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.soak]
 
 
@@ -49,8 +52,14 @@ def test_the_run_succeeds(run: BrokenRun) -> None:
 @pytest.mark.parametrize("number", range(len(FAULTS)), ids=[str(fault) for fault in FAULTS])
 def test_the_job_works_again_after(run: BrokenRun, number: int) -> None:
     recovery = run.recoveries[number]
-    unmoved = (Kind.ORCHESTRATOR_KILLED, Kind.ETCD_KILLED, Kind.LEADERSHIP_LOST)
-    assert recovery.new_world is (recovery.fault.kind not in unmoved), recovery
+    assert recovery.seconds is not None, recovery
+    assert recovery.new_world is (recovery.fault.component not in UNMOVED), recovery
+
+
+def test_weights_that_were_damaged_on_their_way_are_refused_by_the_tensors_name(run: BrokenRun) -> None:
+    (recovery,) = (one for one in run.recoveries if one.fault.kind is Kind.CORRUPT_SEGMENT)
+    assert recovery.reason is not None
+    assert "it changed on the way" in recovery.reason
 
 
 def test_nothing_that_was_on_disk_is_lost_or_changed(run: BrokenRun) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from tandem_api.errors import UserError
 from tandem_cli.bench.command import app as bench_app
 from tandem_cli.buffer.command import app as buffer_app
+from tandem_cli.chaos.command import app as chaos_app
 from tandem_cli.curate.command import app as curate_app
 from tandem_cli.report.command import report_command
 from tandem_cli.run.command import INTERRUPTED, fail, run_command
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.add_typer(buffer_app, name="buffer")
 app.add_typer(curate_app, name="curate")
 app.add_typer(bench_app, name="bench")
+app.add_typer(chaos_app, name="chaos")
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="YAML file with one RLJob, and what it refers to.")]
 

@@ -36,9 +36,12 @@ _BOUNDS = {
 }
 
 
-def complaints(error: ValidationError, schema: Schema) -> list[Place]:
-    """Pydantic's errors as sentences, each with its field. ``schema`` is that of the model that was validated."""
-    return [(details["loc"], _complaint(details, schema)) for details in error.errors() if not _is_echo(details)]
+def complaints(error: ValidationError, schema: Schema, root: str = "spec") -> list[Place]:
+    """Pydantic's errors as sentences, each with its field.
+
+    ``schema`` is that of the model that was validated, ``root`` where it stands in what the user wrote.
+    """
+    return [(details["loc"], _complaint(details, schema, root)) for details in error.errors() if not _is_echo(details)]
 
 
 def _is_echo(details: Mapping[str, Any]) -> bool:
@@ -46,14 +49,14 @@ def _is_echo(details: Mapping[str, Any]) -> bool:
     return bool(details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"])
 
 
-def _complaint(details: Mapping[str, Any], schema: Schema) -> str:
+def _complaint(details: Mapping[str, Any], schema: Schema, root: str) -> str:
     kind, location, given = details["type"], details["loc"], details["input"]
     context = details.get("ctx", {})
     if kind == "missing":
         description = _part(schema, location).get("description", "")
         return f"is required: {description}" if description else "is required"
     if kind == "extra_forbidden":
-        return _unknown_field(schema, location)
+        return _unknown_field(schema, location, root)
     return f"{_allowed(kind, context, _part(schema, location))}; {found(given)}" + (
         closest(given, _part(schema, location)["enum"]) if kind in ("enum", "literal_error") else ""
     )
@@ -101,12 +104,12 @@ def _count(number: int, kind: str) -> str:
     return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
 
 
-def _unknown_field(schema: Schema, location: tuple[str | int, ...]) -> str:
+def _unknown_field(schema: Schema, location: tuple[str | int, ...], root: str) -> str:
     name = str(location[-1])
     siblings = list(_part(schema, location[:-1]).get("properties", {}))
     if guess := closest(name, siblings):
         return f"unknown field{guess}"
-    elsewhere = sorted(path for path in _paths(schema, "spec") if path.rpartition(".")[2] == name)
+    elsewhere = sorted(path for path in _paths(schema, root) if path.rpartition(".")[2] == name)
     if elsewhere:
         return f"unknown field here; it belongs at {' or '.join(elsewhere[:3])}"
     names = ", ".join(siblings[:_MOST_NAMES]) + (" …" if len(siblings) > _MOST_NAMES else "")
@@ -125,6 +128,7 @@ def _part(schema: Schema, location: tuple[str | int, ...]) -> Schema:
 
 def _paths(schema: Schema, prefix: str) -> Iterable[str]:
     for name, part in schema.get("properties", {}).items():
-        yield f"{prefix}.{name}"
-        yield from _paths(part, f"{prefix}.{name}")
-        yield from _paths(part.get("items", {}), f"{prefix}.{name}[]")
+        path = f"{prefix}.{name}" if prefix else name
+        yield path
+        yield from _paths(part, path)
+        yield from _paths(part.get("items", {}), f"{path}[]")

@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done to processes, by a process of its own beside them: ``python deeds.py ORDER``, ORDER being JSON.
+
+It looks for its targets and writes ``{"armed": …}``; at a line on its standard input it does the deed at once and
+writes ``{"struck": Unix seconds}``; when the deed's time is over, nothing of the targets is left, or its standard input
+ends, it puts everything right and writes ``{"over": true}``. So a fault ends with whoever started it, even by SIGKILL.
+
+Needs nothing but Python, since it is also sent as source text into containers.
+"""
+
+import contextlib
+import itertools
+import json
+import mmap
+import os
+import random
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+PATIENCE_SECONDS = 30.0
+"""How long a target that is not there just now, since it starts again, is waited for."""
+
+_LOOK_SECONDS = 0.1
+_PERIOD_SECONDS = 0.2
+_FLIPS = 256
+_SEGMENT = "/memfd:tandem-weights"
+_BALLOON_STEP = 2**20
+
+type Order = Mapping[str, Any]
+type Deed = Generator[float, None, None]
+"""Done up to its first ``yield``, which it gives the seconds to its next look; closing it puts everything right."""
+
+
+class Refused(Exception):
+    """It cannot be done here; the message says why."""
+
+
+class Process:
+    """A process, held by a descriptor: no other that gets its number later is ever meant."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._descriptor = os.pidfd_open(pid)
+
+    def signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._descriptor, number)
+
+    @property
+    def alive(self) -> bool:
+        return not select.select([self._descriptor], [], [], 0)[0]
+
+
+class Targets:
+    """The processes that an order means: those of a component, and of one pod where ``index`` says so.
+
+    ``first`` are those that the component started with, ``all`` what they have started as well. Only descendants of
+    the process ``ancestor`` are looked at; all processes if it is absent.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.first: list[Process] = []
+        self.all: list[Process] = []
+        self.find()
+
+    def find(self) -> bool:
+        """Look for them; whether there are any."""
+        table = _table()
+        ancestor = self.order.get("ancestor")
+        candidates = _below(table, {ancestor}) if ancestor is not None else set(table)
+        found = {pid for pid in candidates if pid != os.getpid() and self._meant(pid)}
+        first = {pid for pid in found if table[pid] not in found}
+        if self.order["component"] in ("engine", "trainer", "pod"):
+            found |= _below(table, found)
+        self.first, self.all = list(_held(first)), list(_held(found))
+        return bool(self.first)
+
+    def demand(self) -> None:
+        """Have living targets, waiting for them a while.
+
+        Raises:
+            Refused: there are none.
+        """
+        until = time.monotonic() + PATIENCE_SECONDS
+        while not self.first or not all(process.alive for process in self.first):
+            if self.find():
+                return
+            if time.monotonic() > until:
+                raise Refused(f"there is no {_name(self.order)}")
+            time.sleep(_LOOK_SECONDS)
+
+    @property
+    def alive(self) -> bool:
+        return any(process.alive for process in self.all)
+
+    @property
+    def whole(self) -> bool:
+        return all(process.alive for process in self.all)
+
+    def variable(self, name: str) -> str | None:
+        """The value of an environment variable of theirs."""
+        found = (one.partition("=") for process in self.first for one in _read(process.pid, "environ"))
+        return next((value for key, _, value in found if key == name), None)
+
+    def signal(self, number: signal.Signals) -> None:
+        for process in self.all:
+            process.signal(number)
+
+    def _meant(self, pid: int) -> bool:
+        words = _read(pid, "cmdline")
+        if not words or any(word.endswith("supervisor.py") for word in words):
+            return False
+        component, index = self.order["component"], self.order.get("index")
+        if component == "etcd":
+            return words[0].endswith("/etcd")
+        variables = _read(pid, "environ")
+        if index is not None and f"JOB_COMPLETION_INDEX={index}" not in variables:
+            return False
+        return component == "pod" or _is(component, words, variables)
+
+
+def _is(component: str, words: list[str], variables: list[str]) -> bool:
+    if component == "engine":
+        return any(word.startswith("vllm.entrypoints") for word in words)
+    is_module = any(pair == ("-m", f"tandem_{component}") for pair in itertools.pairwise(words))
+    # The agent's command line names the trainer's module as well; only its ranks have a rank.
+    return is_module and (component != "trainer" or any(one.startswith("LOCAL_RANK=") for one in variables))
+
+
+def _name(order: Order) -> str:
+    index = order.get("index")
+    return str(order["component"]) + (f" of pod {index}" if index is not None else "")
+
+
+def _read(pid: int, file: str) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/{file}").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+    except OSError:
+        return []
+
+
+def _table() -> dict[int, int]:
+    """The parent of each process."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                # The command's name, in parentheses, may itself contain anything.
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    return parents
+
+
+def _below(table: Mapping[int, int], ancestors: set[int]) -> set[int]:
+    """All descendants of ``ancestors``."""
+    children: dict[int, list[int]] = {}
+    for pid, parent in table.items():
+        children.setdefault(parent, []).append(pid)
+    found: set[int] = set()
+    rest = list(ancestors)
+    while rest:
+        new = [pid for pid in children.get(rest.pop(), ()) if pid not in found]
+        found.update(new)
+        rest.extend(new)
+    return found
+
+
+def _held(pids: set[int]) -> Iterator[Process]:
+    for pid in sorted(pids):
+        with contextlib.suppress(ProcessLookupError):
+            yield Process(pid)
+
+
+# What is done
+
+
+def kill(targets: Targets) -> Deed:
+    """SIGKILL for the component's first process: of a trainer the first rank, of a pod each container's."""
+    targets.demand()
+    for process in targets.first if targets.order["component"] != "trainer" else targets.first[:1]:
+        process.signal(signal.SIGKILL)
+    yield 0.0
+
+
+def stop(targets: Targets) -> Deed:
+    """SIGSTOP for all of it, SIGCONT at the end."""
+    targets.demand()
+    try:
+        targets.signal(signal.SIGSTOP)
+        while targets.alive:
+            yield _LOOK_SECONDS
+    finally:
+        targets.signal(signal.SIGCONT)
+
+
+def slow_down(targets: Targets) -> Deed:
+    """Stopped for all but 1/``factor`` of each fifth of a second."""
+    targets.demand()
+    running = _PERIOD_SECONDS / float(targets.order["factor"])
+    try:
+        while targets.alive:
+            targets.signal(signal.SIGSTOP)
+            yield _PERIOD_SECONDS - running
+            targets.signal(signal.SIGCONT)
+            yield running
+    finally:
+        targets.signal(signal.SIGCONT)
+
+
+def fill_disk(targets: Targets) -> Deed:
+    """Take all that is free on the file system of ``directory``, and what becomes free meanwhile."""
+    directory = Path(targets.order["directory"])
+    check_own_file_system(directory)
+    file = directory / ".tandem-chaos"
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        while True:
+            _take_all(descriptor)
+            yield _LOOK_SECONDS
+    finally:
+        os.close(descriptor)
+        file.unlink()
+
+
+def check_own_file_system(directory: Path) -> None:
+    """Raise Refused if filling it would fill more than the job's own."""
+    device = directory.stat().st_dev
+    shared = ("/", "/tmp", "/var", "/home", "/dev/shm", "/etc/hosts", "/dev/termination-log")  # noqa: S108
+    for other in shared:
+        with contextlib.suppress(OSError):
+            if Path(other).stat().st_dev == device:
+                raise Refused(
+                    f"{directory} is on the file system of {other}, so that others' disk would be full as well; give "
+                    "the job a file system of its own"
+                )
+
+
+def _take_all(descriptor: int) -> None:
+    size, step = os.fstat(descriptor).st_size, 2**30
+    while step >= 4096:
+        try:
+            os.posix_fallocate(descriptor, size, step)
+            size += step
+        except OSError:
+            step //= 2
+
+
+def corrupt_segment(targets: Targets) -> Deed:
+    """Flip bits in the shared memory through which a trainer hands over weights, as long as the handoff lasts."""
+    chance = random.Random(int(targets.order.get("seed", 0)))
+    targets.demand()
+    until = time.monotonic() + PATIENCE_SECONDS
+    while not (segments := [segment for process in targets.all for segment in _segments(process.pid)]):
+        if not targets.alive or time.monotonic() > until:
+            raise Refused("the trainer holds no segments of weights in this machine's memory")
+        time.sleep(0.001)
+    try:
+        while targets.alive:
+            for descriptor in segments:
+                _flip(descriptor, chance)
+            yield 0.0
+    finally:
+        for descriptor in segments:
+            os.close(descriptor)
+
+
+def _segments(pid: int) -> Iterator[int]:
+    """Open descriptors of a process's segments."""
+    yield from (os.open(file, os.O_RDWR) for file, leads_to in open_files(pid) if leads_to.startswith(_SEGMENT))
+
+
+def open_files(pid: int) -> list[tuple[Path, str]]:
+    """The descriptors of a process, as files, with what each leads to; none of a process that is gone."""
+    found = []
+    with contextlib.suppress(OSError):
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.append((file, str(file.readlink())))
+    return found
+
+
+def _flip(descriptor: int, chance: random.Random) -> None:
+    """Flip single bits of bytes that were ever written to; the others are no part of any tensor."""
+    try:
+        begin = os.lseek(descriptor, 0, os.SEEK_DATA)
+        end = os.lseek(descriptor, begin, os.SEEK_HOLE)
+    except OSError:
+        return
+    with mmap.mmap(descriptor, end) as content:
+        for _ in range(_FLIPS):
+            place = begin + int(chance.random() * (end - begin))
+            content[place] ^= 1 << int(chance.random() * 8)
+
+
+def out_of_memory(targets: Targets) -> Deed:
+    """Take memory of this container until the kernel kills for it, having told it to begin with the target."""
+    limit = _memory_limit()
+    targets.demand()
+    with first_victims(targets.all):
+        yield from until_one_is_killed(targets, limit)
+    if targets.whole:
+        raise Refused("the kernel killed something else for it")
+
+
+def until_one_is_killed(targets: Targets, nbytes: int, first: Callable[[], object] = lambda: None) -> Deed:
+    """Have a child take so much memory, after it has called ``first``, as long as all targets and itself live."""
+    balloon = _inflated(nbytes, first)
+    try:
+        while targets.whole and os.waitpid(balloon, os.WNOHANG) == (0, 0):
+            yield 0.01
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(balloon, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(balloon, 0)
+
+
+@contextlib.contextmanager
+def first_victims(processes: list[Process]) -> Iterator[None]:
+    """Have the kernel begin with these where it has to kill."""
+    files = [Path(f"/proc/{process.pid}/oom_score_adj") for process in processes]
+    before = [file.read_text() for file in files]
+    try:
+        for file in files:
+            file.write_text("1000")
+        yield
+    finally:
+        for file, score in zip(files, before, strict=True):
+            with contextlib.suppress(OSError):
+                file.write_text(score)
+
+
+def _memory_limit() -> int:
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            limit = int(Path(file).read_text())
+            if limit < 2**50:
+                return limit
+    raise Refused("the container has no memory limit, so that it is the node that would run out of memory")
+
+
+def _inflated(nbytes: int, first: Callable[[], object]) -> int:
+    parent = os.getpid()
+    if (child := os.fork()) != 0:
+        return child
+    try:
+        first()
+        # A file in memory counts for the group, but nobody's size: the kernel does not take us for the biggest.
+        file = os.memfd_create("tandem-chaos")
+        for _ in range(nbytes // _BALLOON_STEP + 1):
+            os.write(file, bytes(_BALLOON_STEP))
+        while os.getppid() == parent:
+            time.sleep(_LOOK_SECONDS)
+    finally:
+        os._exit(0)
+
+
+DEEDS: dict[str, Callable[[Targets], Deed]] = {
+    "Kill": kill,
+    "Stop": stop,
+    "SlowDown": slow_down,
+    "FillDisk": fill_disk,
+    "CorruptSegment": corrupt_segment,
+    "OutOfMemory": out_of_memory,
+}
+
+
+def main(order: Order, deeds: Mapping[str, Callable[[Targets], Deed]]) -> None:
+    """Arm, wait for the word, do it, and put everything right at the end."""
+    # Whoever started us hears of these, and our standard input then ends.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    targets = Targets(order)
+    _say(armed=len(targets.first))
+    if not os.read(sys.stdin.fileno(), 4096):
+        return
+    deed = deeds[order["deed"]](targets)
+    try:
+        pause = next(deed, None)
+        struck = time.time()
+        until = time.monotonic() + float(order["seconds"])
+        _say(struck=struck)
+        while pause is not None and (left := until - time.monotonic()) > 0 and not _ended(min(pause, left)):
+            pause = next(deed, None)
+    except (Refused, OSError) as error:
+        _say(refused=str(error))
+        return
+    finally:
+        deed.close()
+    _say(over=True)
+
+
+def _ended(seconds: float) -> bool:
+    """Whether our standard input ends within so many seconds."""
+    readable = select.select([sys.stdin], [], [], seconds)[0]
+    return bool(readable) and not os.read(sys.stdin.fileno(), 4096)
+
+
+def _say(**said: Any) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(json.dumps(said) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), DEEDS)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does faults to a job, one after the other."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from tandem_api.errors import RunFailed
+from tandem_api.messages.phases import PhaseName
+from tandem_cli.chaos.place import ArmedFault, Job, JobEnded, NotDone, Seen
+from tandem_cli.chaos.plan import Component, Fault, Kind
+from tandem_cli.chaos.recovery import Judge, Recovery
+
+
+@dataclass(frozen=True, slots=True)
+class Struck:
+    """``fault`` was just done, in ``hit``."""
+
+    fault: Fault
+    hit: PhaseName
+
+
+class Injector:
+    """Does one fault at a time, and waits until the job has recovered.
+
+    Each wait takes ``patience`` seconds at most. ``before`` is called right before a fault, ``tell`` right after it.
+
+    >>> injector = Injector(job, patience=600)                                                   # doctest: +SKIP
+    >>> recovery = await injector.inflict(Fault(Kind.KILL, Component.ENGINE, PhaseName.ROLLOUT))
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        patience: float,
+        before: Callable[[], None] = lambda: None,
+        tell: Callable[[Struck], None] = lambda _: None,
+    ) -> None:
+        self._job = job
+        self._patience = patience
+        self._before = before
+        self._tell = tell
+
+    async def inflict(self, fault: Fault) -> Recovery:
+        """Wait for the fault's phase to begin, do it, and wait until the job has recovered from it.
+
+        Raises:
+            NotDone: it could not be done, or the phase did not come in time.
+            JobEnded: the job had ended before.
+        """
+        async with self._job.armed(fault) as armed:
+            begun = await self._begun(fault)
+            await asyncio.sleep(fault.after)
+            self._before()
+            at = await armed.strike()
+            hit = (self._job.seen or begun).record.name
+            self._tell(Struck(fault, hit))
+            judge = Judge(fault, begun)
+            try:
+                ended = await self._recovered(judge, armed, begun)
+            except RunFailed as error:
+                return Recovery(fault, hit, at, None, judge.new_world, str(error))
+            except TimeoutError:
+                reason = f"the job did not work again within {self._patience:.0f} s"
+                return Recovery(fault, hit, at, None, judge.new_world, reason)
+            return Recovery(fault, hit, at, max(0.0, ended - at), judge.new_world, judge.reason)
+
+    async def _begun(self, fault: Fault) -> Seen:
+        """The job in the next phase of the fault's name that begins from now on."""
+        epoch = self._job.seen.record.epoch if self._job.seen else 0
+        if fault.phase is PhaseName.RECOVER:
+            await self._bring_about_recovery(fault)
+
+        def begun(seen: Seen) -> Seen | None:
+            if seen.record.name.final:
+                raise JobEnded(f"the job was {seen.record.name} before {fault.phase} came")
+            return seen if seen.record.epoch > epoch and seen.record.name is fault.phase else None
+
+        try:
+            return await self._job.until(begun, self._patience)
+        except TimeoutError:
+            raise NotDone(f"{fault.phase} did not begin within {self._patience:.0f} s") from None
+
+    async def _bring_about_recovery(self, fault: Fault) -> None:
+        index = fault.index if fault.component.in_pod else 0
+        async with self._job.armed(Fault(Kind.LOSE_LEASE, Component.SIDECAR, fault.phase, index)) as armed:
+            await armed.strike()
+
+    async def _recovered(self, judge: Judge, armed: ArmedFault, begun: Seen) -> float:
+        """When the job worked again; patience begins when the fault is over."""
+        judging = asyncio.create_task(self._job.until(judge), name="wait for the recovery")
+        try:
+            if judge.fault.kind is Kind.CORRUPT_SEGMENT:
+                # The next handoff is to find its segments as they are.
+                await self._job.until(partial(_moved_on, begun), self._patience)
+                await armed.end()
+            await armed.over()
+            judge.over(self._job.seen or begun)
+            return await asyncio.wait_for(judging, self._patience)
+        finally:
+            judging.cancel()
+            await asyncio.gather(judging, return_exceptions=True)
+
+
+def _moved_on(before: Seen, now: Seen) -> bool | None:
+    return True if now.record.epoch > before.record.epoch else None

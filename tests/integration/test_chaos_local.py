@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tandem chaos run`` on a run of real processes: what it does, that a job recovers from it, and that it is undone."""
+
+import json
+import signal
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from broken_run import Books, BrokenRun
+from runs import TANDEM
+from scripted_run import scripted_run
+
+from tandem_cli.chaos import confinement
+from tandem_cli.chaos.deeds import Refused
+from tandem_cli.chaos.local import holder_of
+from tandem_cli.local.supervisor import descendants
+from tandem_cli.run.directory import RunDirectory
+
+ITERATIONS = 24
+GROUPS = Path("/sys/fs/cgroup")
+
+PLAN = """
+faults:
+  - {kind: Kill, target: {component: engine}, phase: Rollout, after: 50ms}
+  - {kind: Kill, target: {component: trainer}, phase: Train, after: 50ms}
+  - {kind: SlowDown, target: {component: engine}, phase: Rollout, for: 500ms, factor: 4}
+  - {kind: LoseLease, target: {component: sidecar}, phase: Rollout}
+  - {kind: LoseLease, target: {component: orchestrator}, phase: Handoff}
+  - {kind: CorruptSegment, target: {component: trainer}}
+  - {kind: Stop, target: {component: trainer}, phase: Train, for: 500ms}
+  - {kind: Kill, target: {component: etcd}, phase: Train}
+  - {kind: Kill, target: {component: pod}, phase: Rollout}
+"""
+CONFINED = """
+  - {kind: OutOfMemory, target: {component: trainer}, phase: Train, after: 50ms}
+  - {kind: Partition, target: {component: orchestrator}, phase: Train, for: 1s}
+"""
+STOPPED_FOR_LONG = "faults: [{kind: Stop, target: {component: trainer}, phase: Train, for: 5m}]\n"
+IMPOSSIBLE = """
+faults:
+  - {kind: FillDisk, target: {component: orchestrator}, phase: Train, for: 1s}
+  - {kind: Kill, target: {component: pod, index: 1}, phase: Warmup}
+"""
+
+
+def can_confine() -> bool:
+    """Whether processes can be cut off and put under limits here, which takes root."""
+    try:
+        confinement.check_partition()
+        confinement.memory_groups()
+    except Refused:
+        return False
+    return True
+
+
+@dataclass
+class Chaos:
+    """What each call of the command came to: exit status and what it printed."""
+
+    run: BrokenRun
+    refused: subprocess.CompletedProcess[str]
+    confined: subprocess.CompletedProcess[str] | None
+    whole: subprocess.CompletedProcess[str]
+    interrupted: dict[signal.Signals, int] = field(default_factory=dict)
+    stopped_after: dict[signal.Signals, int] = field(default_factory=dict)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [event for event in map(json.loads, self.whole.stdout.splitlines()) if event["event"] == name]
+
+
+@pytest.fixture(scope="module")
+def chaos(tmp_path_factory: pytest.TempPathFactory) -> Chaos:
+    directory = tmp_path_factory.mktemp("chaos")
+    run = BrokenRun(directory / "job.yaml", directory / "out", ITERATIONS)
+    handoff = {"verify": "Checksums"}
+    with scripted_run(directory, run.out, iterations=ITERATIONS, handoff=handoff, runPolicy={"maxRestarts": 50}) as job:
+        refused = command(directory, run.out, IMPOSSIBLE)
+        interrupted = {}, {}  # type: tuple[dict[signal.Signals, int], dict[signal.Signals, int]]
+        for number in (signal.SIGINT, signal.SIGKILL):
+            interrupted[0][number], interrupted[1][number] = interrupt(directory, run.out, number)
+        confined = None if can_confine() else command(directory, run.out, "faults:" + CONFINED)
+        whole = command(directory, run.out, PLAN + (CONFINED if can_confine() else ""))
+        books = Books.of(run.out)
+        run.status = job.wait(60)
+        run.lost = books.lost(Books.of(run.out))
+    print((directory / "run.log").read_text(), whole.stdout, whole.stderr)
+    return Chaos(run, refused, confined, whole, *interrupted)
+
+
+def command(directory: Path, out: Path, plan: str) -> subprocess.CompletedProcess[str]:
+    (directory / "plan.yaml").write_text(plan)
+    options = ("--out", out, "--patience", "60", "--json")
+    return subprocess.run(
+        [TANDEM, "chaos", "run", directory / "plan.yaml", *options], capture_output=True, text=True, check=False
+    )
+
+
+def interrupt(directory: Path, out: Path, number: signal.Signals) -> tuple[int, int]:
+    """Signal the command while a trainer is stopped: its exit status, and how many stay stopped."""
+    (directory / "plan.yaml").write_text(STOPPED_FOR_LONG)
+    process = subprocess.Popen(
+        [TANDEM, "chaos", "run", directory / "plan.yaml", "--out", out, "--json"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert any(json.loads(line)["event"] == "struck" for line in process.stdout)
+    process.send_signal(number)
+    return process.wait(10), left_stopped(out)
+
+
+def left_stopped(out: Path) -> int:
+    """The run's processes that do not go on, whoever undoes it having had time to."""
+    holder = holder_of(RunDirectory(out))
+    assert holder is not None
+    for _ in range(100):
+        states = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in descendants(holder)]
+        if "T" not in states:
+            return 0
+    return states.count("T")
+
+
+def test_the_run_succeeds_and_its_books_balance(chaos: Chaos) -> None:
+    assert chaos.run.status == 0
+    assert chaos.run.lost == []
+    assert chaos.run.gaps() == []
+    assert chaos.run.trained() == list(range(ITERATIONS))
+    assert max(chaos.run.batches_of_trajectories().values()) == 1
+
+
+def test_it_recovers_from_every_fault_and_says_so(chaos: Chaos) -> None:
+    assert chaos.whole.returncode == 0
+    (begin,) = chaos.events("begin")
+    recovered = chaos.events("recovered")
+    assert [event["fault"] for event in recovered] == begin["faults"] == [e["fault"] for e in chaos.events("struck")]
+    moved = {"LoseLease orchestrator", "SlowDown engine", "Stop trainer", "Kill etcd", "Partition orchestrator"}
+    for event in recovered:
+        what = f"{event['fault']['kind']} {event['fault']['target']['component']}"
+        assert event["new_world"] is (what not in moved), event
+        assert 0 <= event["seconds"] < 60
+
+
+def test_a_fault_hits_the_phase_that_it_is_for(chaos: Chaos) -> None:
+    assert [event["hit"] for event in chaos.events("struck")] == [e["fault"]["phase"] for e in chaos.events("struck")]
+
+
+def test_weights_corrupted_on_their_way_are_refused_by_name(chaos: Chaos) -> None:
+    (event,) = (one for one in chaos.events("recovered") if one["fault"]["kind"] == "CorruptSegment")
+    assert "model.norm.weight was refused: it changed on the way" in event["reason"]
+
+
+def test_what_cannot_be_done_is_refused_by_name_before_anything_is(chaos: Chaos) -> None:
+    assert chaos.refused.returncode == 2
+    assert chaos.refused.stdout == ""
+    disk, missing, phase = chaos.refused.stderr.splitlines()
+    assert disk.startswith("FillDisk orchestrator: ")
+    assert "give the job a file system of its own" in disk
+    assert missing.startswith("Kill pod 1: in Warmup: ")
+    assert phase.startswith("Kill pod 1: the run has 1 hybrid pods")
+    if chaos.confined is not None:
+        assert chaos.confined.returncode == 2
+        assert "takes root" in chaos.confined.stderr
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_what_was_stopped_goes_on_however_the_command_ends(chaos: Chaos, number: signal.Signals, status: int) -> None:
+    assert chaos.interrupted[number] == status
+    assert chaos.stopped_after[number] == 0
+
+
+def test_nothing_of_it_is_left_on_the_machine(chaos: Chaos) -> None:
+    assert [group for group in GROUPS.glob("**/tandem-chaos-*") if group.is_dir()] == []
+    if chaos.confined is None:
+        tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+        assert "tandem-chaos" not in tables
+
+
+def test_where_no_run_goes_on_there_is_nothing_to_break(chaos: Chaos, tmp_path: Path) -> None:
+    for out in (chaos.run.out, tmp_path):
+        done = command(tmp_path, out, PLAN)
+        assert done.returncode == 2
+        assert "no run goes on there" in done.stderr
