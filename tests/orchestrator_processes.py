@@ -61,9 +61,12 @@ def response(trajectory: str) -> tuple[int, ...]:
 
 
 class Orchestrators:
-    """The orchestrators of one job, one at a time. Use as an async context; :meth:`start` and :meth:`kill`."""
+    """The orchestrators of one job, one at a time. Use as an async context; :meth:`start` and :meth:`kill`.
 
-    def __init__(self, directory: Path, etcd: EtcdServer, **parts: Any) -> None:
+    ``tls``: the directory with certificate and key of their API.
+    """
+
+    def __init__(self, directory: Path, etcd: EtcdServer, tls: Path | None = None, **parts: Any) -> None:
         self.job = make_job(prompt_file(directory), **parts)
         self.keys = JobKeys(self.job.namespace, self.job.name, self.job.uid)
         self.state = directory / "state"
@@ -72,6 +75,7 @@ class Orchestrators:
         self.address = f"127.{64 + number // 62500 % 60}.{number // 250 % 250}.{number % 250 + 2}"
         self.url = f"http://{self.address}:{names.ORCHESTRATOR_PORT}"
         self.pid = 0
+        self._tls = tls
         self._directory = directory
 
     async def __aenter__(self) -> "Orchestrators":
@@ -87,6 +91,7 @@ class Orchestrators:
             names.STATE_DIR: str(self.state),
             names.POD_NAME: "orchestrator",
             names.POD_IP: self.address,
+            **({names.TLS_DIR: str(self._tls)} if self._tls else {}),
         }
         with (self._directory / "log").open("wb") as log:
             self._starter = await asyncio.create_subprocess_exec(

@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 
 from tandem_api.messages.trainer import Export, TrainerCommand, TrainerReply
+from tandem_api.tls import server_context
 from tandem_handoff import Importer
 
 TOKEN = "a-token"
@@ -98,11 +99,12 @@ def warmup_rows(seed: int) -> dict[str, torch.Tensor]:
 
 @dataclass
 class Orchestrator:
-    """Serves bodies by path, to those with the job's token."""
+    """Serves bodies by path, to those with the job's token; over TLS if ``tls`` has its certificate and key."""
 
     bodies: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     url: str = ""
+    tls: Path | None = None
 
     @contextlib.contextmanager
     def serving(self) -> Iterator["Orchestrator"]:
@@ -122,6 +124,9 @@ class Orchestrator:
 
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{server.server_port}"
+        if self.tls:
+            server.socket = server_context(self.tls).wrap_socket(server.socket, server_side=True)
+            self.url = f"https://localhost:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

@@ -16,6 +16,7 @@ COMBINATIONS = {
     "etcd without passwords": "etcd.auth.enabled=false",
     "etcd over TLS": "etcd.tls.enabled=true,etcd.replicas=3",
     "etcd over TLS, signed by others": "etcd.tls.enabled=true,etcd.tls.existingSecret=etcd-tls",
+    "pods of jobs over TLS": "jobs.tls.enabled=true",
     "external etcd over TLS": f"{EXTERNAL},etcd.auth.enabled=false,etcd.tls.enabled=true,etcd.tls.existingSecret=ca",
     "external etcd": f"{EXTERNAL},etcd.auth.existingSecret=etcd-root",
     "external etcd without passwords": f"{EXTERNAL},etcd.auth.enabled=false",

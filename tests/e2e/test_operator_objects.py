@@ -14,8 +14,10 @@ from waiting import eventually
 
 from tandem_api.environment import Secrets
 from tandem_api.messages.phases import Desired, DesiredState
+from tandem_operator.certificates import draw
 from tandem_operator.cluster import JOB, Kind, Refused
 from tandem_operator.plan import Gang, plan
+from tandem_operator.plan.tls import server_names
 
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "cpu": ({}, {}),
@@ -31,18 +33,19 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gang": ({"hybrid": {"replicas": 2}}, {"gang": Gang.KUBERNETES}),
     "claimed checkpoints": ({"checkpoint": {"volume": {"claimName": "mine"}}}, {}),
 }
+RUNS = [(*variant, False) for variant in VARIANTS.values()] + [(*VARIANTS["cpu"], True)]
 
 
-@pytest.mark.parametrize(("spec", "capabilities"), VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(("spec", "capabilities", "tls"), RUNS, ids=[*VARIANTS, "cpu over TLS"])
 async def test_every_planned_object_is_accepted_and_its_pods_pass_the_restricted_profile(
-    world: World, spec: dict[str, Any], capabilities: dict[str, Any]
+    world: World, spec: dict[str, Any], capabilities: dict[str, Any], tls: bool
 ) -> None:
     job = rljob(**spec)
     job = job.model_copy(update={"metadata": job.metadata.model_copy(update={"namespace": world.namespace})})
     place = platform(**capabilities)
     if place.capabilities.gang not in (None, (await world.cluster.discover()).gang):
         place = replace(place, capabilities=replace(place.capabilities, gang=None))
-    objects = plan(job, place, Secrets("token"))
+    objects = plan(job, place, Secrets("token"), certificate=draw(server_names(job)) if tls else None)
     # What a pod names must exist for a dry run of the pod to get past admission.
     account = next(found for found in objects if found["kind"] == "ServiceAccount")
     account["metadata"].pop("ownerReferences")

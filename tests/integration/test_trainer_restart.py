@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from api_tls import certificate_alone, secret
 from ports import free_port
 from trainer_world import START_SECONDS, TOKEN, Orchestrator, batch, job_spec
 
@@ -74,8 +75,8 @@ class PodOfTrainer:
 
 
 @pytest.fixture(scope="module")
-def orchestrator() -> Iterator[Orchestrator]:
-    orchestrator = Orchestrator()
+def orchestrator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orchestrator]:
+    orchestrator = Orchestrator(tls=secret(tmp_path_factory.mktemp("orchestrator") / "api-tls", "localhost"))
     for iteration in range(3):
         orchestrator.put_batch(iteration, batch(iteration, iteration))
     with orchestrator.serving():
@@ -85,6 +86,7 @@ def orchestrator() -> Iterator[Orchestrator]:
 @pytest.fixture(scope="module")
 def pods(tmp_path_factory: pytest.TempPathFactory, orchestrator: Orchestrator) -> Iterator[list[PodOfTrainer]]:
     directory = tmp_path_factory.mktemp("pods")
+    assert orchestrator.tls
     (directory / "secrets").mkdir()
     (directory / "secrets" / "token").write_text(TOKEN)
     spec = job_spec() | {"hybrid": {"replicas": PODS}, "runPolicy": {"maxRestarts": 5}}
@@ -94,6 +96,7 @@ def pods(tmp_path_factory: pytest.TempPathFactory, orchestrator: Orchestrator) -
         "TANDEM_SECRETS_DIR": str(directory / "secrets"),
         "TANDEM_CHECKPOINT_DIR": str(directory / "checkpoints"),
         "TANDEM_ORCHESTRATOR_URL": orchestrator.url,
+        "TANDEM_TLS_DIR": str(certificate_alone(directory / "api-tls", orchestrator.tls)),
         "TANDEM_RENDEZVOUS": f"127.0.0.1:{free_port()}",
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",

@@ -64,6 +64,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"etcd": {"tls": {"secret": "a"}}}, "etcd/tls"),
     ({"etcd": {"tls": True}}, "etcd/tls"),
+    ({"jobs": {"tls": True}}, "jobs/tls"),
+    ({"jobs": {"tls": {"enabled": "yes"}}}, "jobs/tls/enabled"),
     ({"networkPolicies": {"enable": True}}, "networkPolicies"),
     ({"monitoring": {"serviceMonitor": {"interval": "often"}}}, "monitoring/serviceMonitor/interval"),
     ({"monitoring": {"traces": {"endpoint": "collector:4318"}}}, "monitoring/traces/endpoint"),

@@ -16,6 +16,7 @@ log = structlog.get_logger()
 
 JOB_FILE = "TANDEM_JOB_FILE"
 SECRETS_DIR = "TANDEM_SECRETS_DIR"
+TLS_DIR = "TANDEM_TLS_DIR"
 ETCD_ENDPOINTS = "TANDEM_ETCD_ENDPOINTS"
 ORCHESTRATOR_URL = "TANDEM_ORCHESTRATOR_URL"
 RUN_DIR = "TANDEM_RUN_DIR"
@@ -169,3 +170,7 @@ class Environment:
         """Where the authorities' certificates lie; None where etcd is spoken to without TLS."""
         file = self.path(SECRETS_DIR) / ETCD_AUTHORITIES
         return file if file.exists() else None
+
+    def tls_directory(self) -> Path | None:
+        """Where the orchestrator's certificate lies (tandem_api.tls); None where its API is served without TLS."""
+        return self.path(TLS_DIR) if TLS_DIR in self._variables else None

@@ -72,7 +72,10 @@ class LeaderElection(Contract):
 
 
 class Configuration(Contract):
-    """``namespaces``: those whose RLJobs are looked after; none means all. ``trace_collector``: URL, OTLP over HTTP."""
+    """``namespaces``: those whose RLJobs are looked after; none means all. ``trace_collector``: URL, OTLP over HTTP.
+
+    ``job_tls``: pods of new jobs speak TLS with each other.
+    """
 
     images: ImageSettings
     etcd: EtcdSettings
@@ -85,6 +88,7 @@ class Configuration(Contract):
     pod_level_resources: Choice = Choice.AUTO
     storage_class_name: str | None = None
     trace_collector: str | None = None
+    job_tls: bool = False
     monitoring_namespace_labels: dict[str, str] = Field(
         default_factory=lambda: {"kubernetes.io/metadata.name": "monitoring"}
     )
@@ -124,6 +128,7 @@ class Configuration(Contract):
             ),
             storage_class_name=self.storage_class_name,
             trace_collector=self.trace_collector,
+            tls=self.job_tls,
             monitoring_namespace_labels=self.monitoring_namespace_labels,
         )
 

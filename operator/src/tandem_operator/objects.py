@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from tandem_api.environment import Secrets
 from tandem_api.labels import HYBRID
 from tandem_api.rljob import RLJobObject
+from tandem_operator import certificates
 from tandem_operator.cluster import JOB, SECRET, Cluster, Kind, Refused
 from tandem_operator.etcd_accounts import Accounts, account_name
 from tandem_operator.jobs import keys_of
 from tandem_operator.observations import PLAN_ANNOTATION
 from tandem_operator.observed import Workload
-from tandem_operator.plan import Platform, Suspension, accelerators, identity, plan
+from tandem_operator.plan import Certificate, Platform, Suspension, accelerators, identity, plan, tls
 from tandem_operator.plan.identity import Manifest
 
 _TOKEN_BYTES = 32
@@ -30,6 +31,7 @@ class _Outline:
     """What is remembered of a plan. ``digest`` covers everything but what is random or changes while the job runs."""
 
     generation: int
+    secured: bool
     digest: str
     names: frozenset[tuple[Kind, str]]
 
@@ -62,10 +64,11 @@ class Objects:
         """
         self._check(job)
         known = {work.name: work for work in workloads}
-        digest = self._outline(job).digest
+        secured = self._secured(known)
+        digest = self._outline(job, secured).digest
         hybrid = identity.hybrid_name(job.metadata.name)
         if rebuild or not self._stands(job, known, digest, withdrawn):
-            await self._apply_all(job, suspension, known, digest, withdrawn)
+            await self._apply_all(job, suspension, known, digest, withdrawn, secured)
         else:
             await self._suspend(job, suspension, known)
         if withdrawn and hybrid in known:
@@ -103,7 +106,9 @@ class Objects:
 
     def guarded(self, job: RLJobObject, kinds: tuple[Kind, ...]) -> set[tuple[Kind, str]]:
         """Kind and name of the job's objects of these kinds."""
-        return {(kind, name) for kind, name in self._outline(job).names if kind in kinds}
+        known = self._outlines.get(job.metadata.uid)
+        outline = self._outline(job, known is not None and known.secured)
+        return {(kind, name) for kind, name in outline.names if kind in kinds}
 
     def _check(self, job: RLJobObject) -> None:
         if accelerators.claims(job.spec.hybrid.accelerators) and self.platform.capabilities.resource_api is None:
@@ -114,13 +119,17 @@ class Objects:
                 "this cluster does not serve; upgrade it, or set isolation to Shared, whose isolation is weaker.",
             )
 
-    def _outline(self, job: RLJobObject) -> _Outline:
+    def _secured(self, known: dict[str, Workload]) -> bool:
+        """Whether the job's pods speak TLS: both workloads or neither, as those that are there cannot be changed."""
+        return any(work.secured for work in known.values()) if known else self.platform.tls
+
+    def _outline(self, job: RLJobObject, secured: bool) -> _Outline:
         known = self._outlines.get(job.metadata.uid)
-        if known is None or known.generation != job.metadata.generation:
-            planned = plan(job, self.platform, Secrets(""))
+        if known is None or (known.generation, known.secured) != (job.metadata.generation, secured):
+            planned = plan(job, self.platform, Secrets(""), certificate=Certificate("", "") if secured else None)
             digest = hashlib.sha256(json.dumps(planned, sort_keys=True).encode()).hexdigest()[:16]
             names = frozenset((Kind.of(found), found["metadata"]["name"]) for found in planned)
-            known = self._outlines[job.metadata.uid] = _Outline(job.metadata.generation, digest, names)
+            known = self._outlines[job.metadata.uid] = _Outline(job.metadata.generation, secured, digest, names)
         return known
 
     async def _apply_all(
@@ -130,10 +139,11 @@ class Objects:
         known: dict[str, Workload],
         digest: str,
         withdrawn: bool,
+        secured: bool,
     ) -> None:
-        credentials = self._draw(job)
-        planned = plan(job, self.platform, credentials, suspension)
-        await self._apply_together(job, [found for found in planned if Kind.of(found) != JOB], credentials)
+        certificate = certificates.draw(tls.server_names(job)) if secured else None
+        planned = plan(job, self.platform, self._draw(job), suspension, certificate)
+        await self._apply_together(job, [found for found in planned if Kind.of(found) != JOB])
         for manifest in planned:
             name = manifest["metadata"]["name"]
             if Kind.of(manifest) != JOB or (withdrawn and name == identity.hybrid_name(job.metadata.name)):
@@ -145,13 +155,11 @@ class Objects:
                 await self._cluster.apply(manifest)
                 self._unseen[job.metadata.uid, name] = time.monotonic()
 
-    async def _apply_together(self, job: RLJobObject, manifests: Iterable[Manifest], credentials: Secrets) -> None:
+    async def _apply_together(self, job: RLJobObject, manifests: Iterable[Manifest]) -> None:
         """All of them are tried, whatever becomes of the others; then the first refusal counts."""
         outcomes = await asyncio.gather(
             *(
-                self._keep_secret(job, manifest, credentials)
-                if Kind.of(manifest) == SECRET
-                else self._cluster.apply(manifest)
+                self._keep_secret(job, manifest) if Kind.of(manifest) == SECRET else self._cluster.apply(manifest)
                 for manifest in manifests
             ),
             return_exceptions=True,
@@ -181,21 +189,17 @@ class Objects:
             return Secrets(token)
         return Secrets(token, account_name(job.metadata.uid), random.token_urlsafe(_TOKEN_BYTES))
 
-    async def _keep_secret(self, job: RLJobObject, manifest: Manifest, drawn: Secrets) -> None:
+    async def _keep_secret(self, job: RLJobObject, manifest: Manifest) -> None:
         """Secrets are drawn once: pods that run know the old ones."""
         created = await self._cluster.create(manifest)
-        if self._accounts is None:
-            return
-        password = drawn.etcd_password
-        if not created:
-            password = await self._stored_password(job, manifest["metadata"]["name"])
-        if password is not None:
+        values = manifest["stringData"] if created else await self._stored(job, manifest["metadata"]["name"])
+        password = values.get("etcd-password")
+        if self._accounts is not None and password is not None:
             await self._accounts.add(keys_of(job), password)
 
-    async def _stored_password(self, job: RLJobObject, name: str) -> str | None:
+    async def _stored(self, job: RLJobObject, name: str) -> dict[str, str]:
         found = await self._cluster.get(SECRET, job.metadata.namespace, name)
         owners = found["metadata"].get("ownerReferences", ()) if found else ()
         if found is None or not any(owner["uid"] == job.metadata.uid for owner in owners):
             raise Refused(409, "AlreadyExists", f"Secret {name} exists and belongs to something else; delete it")
-        stored = found.get("data", {}).get("etcd-password")
-        return base64.b64decode(stored).decode() if stored else None
+        return {key: base64.b64decode(value).decode() for key, value in found.get("data", {}).items()}

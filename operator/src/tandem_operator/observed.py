@@ -8,6 +8,7 @@ from typing import Any
 from tandem_api.environment import EXIT_USER_ERROR
 from tandem_api.labels import COMPONENT_LABEL
 from tandem_api.messages.phases import PhaseRecord, Progress
+from tandem_operator.plan.tls import VOLUME as TLS_VOLUME
 from tandem_operator.times import unix
 
 _INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
@@ -62,7 +63,10 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One of the job's two batch Jobs. ``plan`` is the digest of the plan that it was applied with."""
+    """One of the job's two batch Jobs. ``plan`` is the digest of the plan that it was applied with.
+
+    ``secured``: its pods speak TLS with those of the other.
+    """
 
     name: str
     component: str
@@ -71,6 +75,7 @@ class Workload:
     complete: bool = False
     failed: str | None = None
     plan: str | None = None
+    secured: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +169,15 @@ def workload(raw: dict[str, Any], plan_annotation: str) -> Workload:
     conditions: Iterable[dict[str, Any]] = status.get("conditions", ())
     held = {condition["type"]: condition for condition in conditions if condition["status"] == "True"}
     failed = held.get("Failed")
+    spec = raw.get("spec", {})
+    volumes = spec.get("template", {}).get("spec", {}).get("volumes", ())
     return Workload(
         name=metadata["name"],
         component=metadata.get("labels", {}).get(COMPONENT_LABEL, ""),
-        suspended=bool(raw.get("spec", {}).get("suspend")),
+        suspended=bool(spec.get("suspend")),
         active=int(status.get("active", 0)),
         complete="Complete" in held,
         failed=f"{failed.get('reason', 'Failed')}: {failed.get('message', '')}" if failed else None,
         plan=metadata.get("annotations", {}).get(plan_annotation),
+        secured=any(volume["name"] == TLS_VOLUME for volume in volumes),
     )

@@ -12,6 +12,7 @@ import structlog
 from aiohttp import web
 
 from tandem_api import environment as names
+from tandem_api import tls
 from tandem_api.environment import Environment, Job
 from tandem_api.errors import TandemError, UserError
 from tandem_api.exposition import registry, served
@@ -46,7 +47,9 @@ async def orchestrator(env: Environment) -> PhaseRecord | None:
         runner = server(run, secrets.token)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, env.text(names.POD_IP), names.ORCHESTRATOR_PORT).start()
+        directory = env.tls_directory()
+        context = tls.server_context(directory) if directory else None
+        await web.TCPSite(runner, env.text(names.POD_IP), names.ORCHESTRATOR_PORT, ssl_context=context).start()
         credentials = secrets.etcd_username, secrets.etcd_password
         store = await stack.enter_async_context(
             Store(env.etcd_endpoints(), *credentials, authorities=env.etcd_authorities())

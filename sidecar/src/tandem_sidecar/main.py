@@ -67,7 +67,9 @@ async def sidecar(env: Environment) -> None:
         store = await stack.enter_async_context(
             Store(env.etcd_endpoints(), *credentials, authorities=env.etcd_authorities())
         )
-        work = await stack.enter_async_context(WorkClient(env.text(names.ORCHESTRATOR_URL), secrets.token))
+        work = await stack.enter_async_context(
+            WorkClient(env.text(names.ORCHESTRATOR_URL), secrets.token, env.tls_directory())
+        )
         engine = Engine(job, model, run_dir, metrics)
         stack.push_async_callback(engine.close)
         most, repetition = job.spec.engine.max_concurrent, job.spec.rollout.repetition

@@ -1,22 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """The orchestrator's HTTP API, as a sidecar uses it."""
 
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import aiohttp
 
+from tandem_api import tls
 from tandem_api.base import Message
 from tandem_api.errors import Fenced, TryAgain
 from tandem_api.messages.work import LeaseGrant, LeaseRequest, SegmentBatch, SegmentReceipt
 
 
 class WorkClient:
-    """Leases and segments. Errors of the transport are :class:`TryAgain`; 409 means that we are out of date."""
+    """Leases and segments. Errors of the transport are :class:`TryAgain`; 409 means that we are out of date.
 
-    def __init__(self, url: str, token: str) -> None:
+    ``certificate`` is the directory of the only one that is believed (tandem_api.tls). Make it inside an event loop.
+    """
+
+    def __init__(self, url: str, token: str, certificate: Path | None = None) -> None:
+        self._url = url
         self._session = aiohttp.ClientSession(
             base_url=url,
+            connector=aiohttp.TCPConnector(ssl=tls.member_context(certificate) if certificate else True),
             headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
             timeout=aiohttp.ClientTimeout(total=60.0, sock_connect=5.0),
         )
@@ -40,6 +47,8 @@ class WorkClient:
         try:
             async with self._session.post(route, data=message.wire()) as reply:
                 body = await reply.text()
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise TryAgain(tls.unproven(self._url, error.certificate_error)) from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise TryAgain(f"the orchestrator did not answer {route}: {error or type(error).__name__}") from error
         if reply.status == 409:

@@ -36,6 +36,7 @@ def main() -> None:
             environment.path(env.CHECKPOINT_DIR),
             environment.text(env.ORCHESTRATOR_URL),
             environment.secrets().token,
+            environment.tls_directory(),
         )
         trainer = Trainer(job, places, device)
         try:

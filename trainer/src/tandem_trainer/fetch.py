@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bulk from the orchestrator over HTTP."""
 
+import ssl
 import time
 import urllib.error
 import urllib.request
 from http.client import HTTPException, HTTPResponse
+from pathlib import Path
 
 import structlog
+
+from tandem_api import tls
 
 log = structlog.get_logger()
 
@@ -19,18 +23,21 @@ class FetchFailed(RuntimeError):
     """The orchestrator refused, sent too much, or was away until the deadline."""
 
 
-def fetch(url: str, token: str, most_bytes: int, seconds: float) -> bytes:
+def fetch(url: str, token: str, most_bytes: int, seconds: float, certificate: Path | None = None) -> bytes:
     """GET ``url`` with the job's token, trying again while the orchestrator is away.
+
+    ``certificate`` is the directory of the only one that is believed (tandem_api.tls).
 
     Raises:
         FetchFailed: it answered with an error of ours (4xx), the body is larger than ``most_bytes``, or no whole
             answer came within ``seconds``.
     """
+    opener = _opener(certificate)
     deadline = time.monotonic() + seconds
     pause = _FIRST_PAUSE
     while True:
         try:
-            return _get(url, token, most_bytes, deadline)
+            return _get(opener, url, token, most_bytes, deadline)
         except urllib.error.HTTPError as error:
             if error.code < _FEWEST_SERVER_ERRORS:
                 raise FetchFailed(f"GET {url}: {error.code} {error.reason}") from error
@@ -45,11 +52,22 @@ def fetch(url: str, token: str, most_bytes: int, seconds: float) -> bytes:
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _get(url: str, token: str, most_bytes: int, deadline: float) -> bytes:
+def _opener(certificate: Path | None) -> urllib.request.OpenerDirector:
+    """No proxy that the environment names, for a model hub say, comes between a job's pods."""
+    context = tls.member_context(certificate) if certificate else None
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+
+
+def _get(opener: urllib.request.OpenerDirector, url: str, token: str, most_bytes: int, deadline: float) -> bytes:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})  # noqa: S310 (set by the pod template)
     left = max(0.1, deadline - time.monotonic())
-    with urllib.request.urlopen(request, timeout=left) as response:  # noqa: S310
-        return _read(response, url, most_bytes, deadline)
+    try:
+        with opener.open(request, timeout=left) as response:
+            return _read(response, url, most_bytes, deadline)
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ssl.SSLCertVerificationError):
+            raise ConnectionError(tls.unproven(url, error.reason)) from error
+        raise
 
 
 def _read(response: HTTPResponse, url: str, most_bytes: int, deadline: float) -> bytes:

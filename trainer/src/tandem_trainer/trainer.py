@@ -50,12 +50,16 @@ _SPARE = timedelta(minutes=2)
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where a trainer rank finds and leaves things."""
+    """Where a trainer rank finds and leaves things.
+
+    ``certificate`` is the directory of the orchestrator's (tandem_api.tls), where its API is served over TLS.
+    """
 
     run_dir: Path
     checkpoint_dir: Path
     orchestrator_url: str
     token: str
+    certificate: Path | None = None
 
 
 class Trainer:
@@ -238,6 +242,7 @@ class Trainer:
                 self._places.token,
                 most_bytes,
                 min(_LONGEST_FETCH, self._spec.schedule.phase_deadlines.train),
+                self._places.certificate,
             )
             digest = hashlib.blake2b(body, digest_size=16).hexdigest()
             batch = Batch.parse(body, iteration)

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 from tandem_api.environment import Secrets
 from tandem_api.rljob import RLJobObject
-from tandem_operator.plan import accelerators, disruption, gang, monitoring, network, settings, storage
+from tandem_operator.plan import accelerators, disruption, gang, monitoring, network, settings, storage, tls
 from tandem_operator.plan.hybrid import hybrid_job
 from tandem_operator.plan.identity import Manifest
 from tandem_operator.plan.orchestrator import orchestrator_job
 from tandem_operator.plan.platform import Capabilities, Etcd, Gang, Images, Platform
+from tandem_operator.plan.tls import Certificate
 
-__all__ = ["Capabilities", "Etcd", "Gang", "Images", "Manifest", "Platform", "Suspension", "plan"]
+__all__ = ["Capabilities", "Certificate", "Etcd", "Gang", "Images", "Manifest", "Platform", "Suspension", "plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,16 @@ class Suspension:
 
 
 def plan(
-    job: RLJobObject, platform: Platform, secrets: Secrets, suspension: Suspension = Suspension()
+    job: RLJobObject,
+    platform: Platform,
+    secrets: Secrets,
+    suspension: Suspension = Suspension(),
+    certificate: Certificate | None = None,
 ) -> list[Manifest]:
-    """All objects of a job, in the order in which they are to be applied: what pods mount comes before the pods."""
+    """All objects of a job, in the order in which they are to be applied: what pods mount comes before the pods.
+
+    With a ``certificate`` the pods speak TLS with each other wherever it is HTTP that they speak.
+    """
     capabilities = platform.capabilities
     devices = job.spec.hybrid.accelerators
     objects = [
@@ -38,6 +46,8 @@ def plan(
         network.orchestrator_policy(job, platform),
         network.hybrid_policy(job, platform),
     ]
+    if certificate is not None:
+        objects.append(tls.secret(job, certificate))
     if job.spec.hybrid.replicas > 1:
         objects.append(disruption.disruption_budget(job))
     if job.spec.checkpoint.volume is None:
@@ -48,6 +58,7 @@ def plan(
         objects.append(monitoring.pod_monitor(job))
     if together := gang.gang_of(job, capabilities.gang):
         objects.append(gang.pod_group(job, together))
-    objects.append(orchestrator_job(job, platform, suspension.orchestrator))
-    objects.append(hybrid_job(job, platform, suspension.hybrid))
+    secured = certificate is not None
+    objects.append(orchestrator_job(job, platform, suspension.orchestrator, secured))
+    objects.append(hybrid_job(job, platform, suspension.hybrid, secured))
     return objects

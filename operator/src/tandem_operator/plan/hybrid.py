@@ -4,7 +4,7 @@
 from tandem_api import environment as env
 from tandem_api.labels import HYBRID
 from tandem_api.rljob import RLJobObject
-from tandem_operator.plan import accelerators, gang, identity, pods, resources
+from tandem_operator.plan import accelerators, gang, identity, pods, resources, tls
 from tandem_operator.plan.identity import Manifest
 from tandem_operator.plan.overlay import overlay
 from tandem_operator.plan.platform import Platform
@@ -14,7 +14,7 @@ ENGINE_PORT = 8081
 _START_SECONDS = 240
 
 
-def hybrid_job(job: RLJobObject, platform: Platform, suspended: bool) -> Manifest:
+def hybrid_job(job: RLJobObject, platform: Platform, suspended: bool, secured: bool) -> Manifest:
     """Pod i is Megatron's node i: never two pods of one index (podReplacementPolicy Failed)."""
     replicas = job.spec.hybrid.replicas
     spec = {
@@ -24,7 +24,7 @@ def hybrid_job(job: RLJobObject, platform: Platform, suspended: bool) -> Manifes
         "backoffLimit": pods.UNLIMITED_RETRIES,
         "podReplacementPolicy": "Failed",
         "suspend": suspended,
-        "template": overlay(_template(job, platform), job.spec.hybrid.template),
+        "template": overlay(_template(job, platform, secured), job.spec.hybrid.template),
     }
     manifest = identity.owned(job, "batch/v1", "Job", identity.hybrid_name(job.metadata.name), HYBRID, spec=spec)
     if identity.queue(job):
@@ -34,7 +34,7 @@ def hybrid_job(job: RLJobObject, platform: Platform, suspended: bool) -> Manifes
     return manifest
 
 
-def _template(job: RLJobObject, platform: Platform) -> Manifest:
+def _template(job: RLJobObject, platform: Platform, secured: bool) -> Manifest:
     engine, trainer = _engine(job, platform), _trainer(job, platform)
     spec: Manifest = {
         "subdomain": identity.hybrid_name(job.metadata.name),
@@ -49,6 +49,8 @@ def _template(job: RLJobObject, platform: Platform) -> Manifest:
         for container in (engine, trainer):
             container["resources"] = resources.without_shared(container["resources"])
     template = pods.pod_template(job, platform, HYBRID, **spec)
+    if secured:
+        template = overlay(template, tls.believed(job))
     return overlay(template, gang.membership(job, gang.gang_of(job, platform.capabilities.gang)))
 
 

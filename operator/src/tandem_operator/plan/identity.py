@@ -26,6 +26,10 @@ def secrets_name(job: str) -> str:
     return f"{job}-secrets"
 
 
+def tls_name(job: str) -> str:
+    return f"{job}-api-tls"
+
+
 def spec_name(job: str) -> str:
     return f"{job}-spec"
 

@@ -4,13 +4,13 @@
 from tandem_api import environment as env
 from tandem_api.labels import ORCHESTRATOR
 from tandem_api.rljob import RLJobObject
-from tandem_operator.plan import identity, pods
+from tandem_operator.plan import identity, pods, tls
 from tandem_operator.plan.identity import Manifest
 from tandem_operator.plan.overlay import overlay
 from tandem_operator.plan.platform import Platform
 
 
-def orchestrator_job(job: RLJobObject, platform: Platform, suspended: bool) -> Manifest:
+def orchestrator_job(job: RLJobObject, platform: Platform, suspended: bool, secured: bool) -> Manifest:
     """``suspended`` only while the job has not begun: a suspended run keeps its orchestrator, which costs no device."""
     spec = {
         "completions": 1,
@@ -18,20 +18,21 @@ def orchestrator_job(job: RLJobObject, platform: Platform, suspended: bool) -> M
         "backoffLimit": pods.UNLIMITED_RETRIES,
         "podReplacementPolicy": "Failed",
         "suspend": suspended,
-        "template": overlay(_template(job, platform), job.spec.orchestrator.template),
+        "template": overlay(_template(job, platform, secured), job.spec.orchestrator.template),
     }
     name = identity.orchestrator_name(job.metadata.name)
     return identity.owned(job, "batch/v1", "Job", name, ORCHESTRATOR, spec=spec)
 
 
-def _template(job: RLJobObject, platform: Platform) -> Manifest:
+def _template(job: RLJobObject, platform: Platform, secured: bool) -> Manifest:
     claim = identity.orchestrator_name(job.metadata.name)
     volumes = [
         *pods.job_volumes(job),
         {"name": "state", "persistentVolumeClaim": {"claimName": claim}},
         {"name": "tmp", "emptyDir": {}},
     ]
-    return pods.pod_template(job, platform, ORCHESTRATOR, containers=[_container(job, platform)], volumes=volumes)
+    template = pods.pod_template(job, platform, ORCHESTRATOR, containers=[_container(job, platform)], volumes=volumes)
+    return overlay(template, tls.served(job)) if secured else template
 
 
 def _container(job: RLJobObject, platform: Platform) -> Manifest:

@@ -74,7 +74,8 @@ class Capabilities:
 class Platform:
     """The place a job runs in. One value for all jobs of an operator.
 
-    ``trace_collector`` is the URL to which orchestrators send traces; a job's own environment replaces it.
+    ``trace_collector`` is the URL to which orchestrators send traces; a job's own environment replaces it. ``tls``:
+    pods of new jobs are to speak TLS with each other, for which plan() is given a certificate.
     """
 
     images: Images
@@ -82,6 +83,7 @@ class Platform:
     capabilities: Capabilities = Capabilities()
     storage_class_name: str | None = None
     trace_collector: str | None = None
+    tls: bool = False
     orchestrator_resources: Mapping[str, Any] = field(
         default_factory=lambda: {"requests": {"cpu": "250m", "memory": "512Mi"}}
     )
