@@ -124,8 +124,8 @@ class Orchestrator:
 
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{server.server_port}"
-        if self.tls:
-            server.socket = server_context(self.tls).wrap_socket(server.socket, server_side=True)
+        if context := server_context(self.tls):
+            server.socket = context.wrap_socket(server.socket, server_side=True)
             self.url = f"https://localhost:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

@@ -15,7 +15,7 @@ from waiting import eventually
 
 from tandem_api import tls
 from tandem_api.environment import ORCHESTRATOR_PORT
-from tandem_api.errors import TandemError, TryAgain, UserError
+from tandem_api.errors import TryAgain
 from tandem_api.messages.work import LeaseRequest
 from tandem_orchestrator.http import server
 from tandem_orchestrator.run import Run
@@ -68,12 +68,13 @@ type Ask = Callable[[str, Path], Coroutine[None, None, None]]
 
 
 async def as_sidecar(url: str, certificate: Path) -> None:
-    async with WorkClient(url, TOKEN, certificate) as client:
+    async with WorkClient(url, TOKEN, tls.member_context(certificate)) as client:
         assert len((await client.lease(ASKED)).leases) == 4
 
 
 async def as_trainer(url: str, certificate: Path) -> None:
-    body = await asyncio.to_thread(fetch, f"{url}/v1/report", TOKEN, 1 << 20, SECONDS, certificate)
+    context = tls.member_context(certificate)
+    body = await asyncio.to_thread(fetch, f"{url}/v1/report", TOKEN, 1 << 20, SECONDS, context)
     assert b'"wanted": 8' in body
 
 
@@ -144,17 +145,15 @@ async def test_a_proxy_that_the_environment_names_does_not_come_between(
 def test_a_server_without_its_files_does_not_start_in_plain_text(tmp_path: Path, missing: str) -> None:
     mounted = secret(tmp_path / "api-tls", "localhost")
     (mounted / missing).unlink()
-    with pytest.raises(
-        UserError, match=r"api-tls: tls\.crt and tls\.key cannot be used: .* the job's Secret holds them"
-    ):
+    with pytest.raises(TryAgain, match=r"api-tls: tls\.crt and tls\.key cannot be used: .*; restore the Secret"):
         tls.server_context(mounted)
 
 
 def test_a_member_without_the_certificate_says_so(tmp_path: Path) -> None:
-    with pytest.raises(TandemError, match=r"tls\.crt cannot be used: .*No such file"):
+    with pytest.raises(TryAgain, match=r"tls\.crt cannot be used: .*No such file"):
         tls.member_context(tmp_path)
     (tmp_path / tls.CERTIFICATE).write_text("no certificate")
-    with pytest.raises(TandemError, match=r"tls\.crt cannot be used"):
+    with pytest.raises(TryAgain, match=r"tls\.crt cannot be used"):
         tls.member_context(tmp_path)
 
 

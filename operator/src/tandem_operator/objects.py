@@ -28,7 +28,10 @@ _UNSEEN_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class _Outline:
-    """What is remembered of a plan. ``digest`` covers everything but what is random or changes while the job runs."""
+    """What is remembered of a plan, with or without TLS between the pods.
+
+    ``digest`` covers everything but what is random or changes while the job runs.
+    """
 
     generation: int
     secured: bool
@@ -64,11 +67,10 @@ class Objects:
         """
         self._check(job)
         known = {work.name: work for work in workloads}
-        secured = self._secured(known)
-        digest = self._outline(job, secured).digest
+        outline = self._outline(job, self._secured(known))
         hybrid = identity.hybrid_name(job.metadata.name)
-        if rebuild or not self._stands(job, known, digest, withdrawn):
-            await self._apply_all(job, suspension, known, digest, withdrawn, secured)
+        if rebuild or not self._stands(job, known, outline.digest, withdrawn):
+            await self._apply_all(job, suspension, known, outline, withdrawn)
         else:
             await self._suspend(job, suspension, known)
         if withdrawn and hybrid in known:
@@ -137,11 +139,10 @@ class Objects:
         job: RLJobObject,
         suspension: Suspension,
         known: dict[str, Workload],
-        digest: str,
+        outline: _Outline,
         withdrawn: bool,
-        secured: bool,
     ) -> None:
-        certificate = certificates.draw(tls.server_names(job)) if secured else None
+        certificate = certificates.draw(tls.server_names(job)) if outline.secured else None
         planned = plan(job, self.platform, self._draw(job), suspension, certificate)
         await self._apply_together(job, [found for found in planned if Kind.of(found) != JOB])
         for manifest in planned:
@@ -149,9 +150,9 @@ class Objects:
             if Kind.of(manifest) != JOB or (withdrawn and name == identity.hybrid_name(job.metadata.name)):
                 continue
             if name in known:
-                await self._patch(job, name, manifest["spec"]["suspend"], digest)
+                await self._patch(job, name, manifest["spec"]["suspend"], outline.digest)
             else:
-                manifest["metadata"].setdefault("annotations", {})[PLAN_ANNOTATION] = digest
+                manifest["metadata"].setdefault("annotations", {})[PLAN_ANNOTATION] = outline.digest
                 await self._cluster.apply(manifest)
                 self._unseen[job.metadata.uid, name] = time.monotonic()
 

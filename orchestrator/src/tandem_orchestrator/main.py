@@ -47,8 +47,7 @@ async def orchestrator(env: Environment) -> PhaseRecord | None:
         runner = server(run, secrets.token)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        directory = env.tls_directory()
-        context = tls.server_context(directory) if directory else None
+        context = tls.server_context(env.tls_directory())
         await web.TCPSite(runner, env.text(names.POD_IP), names.ORCHESTRATOR_PORT, ssl_context=context).start()
         credentials = secrets.etcd_username, secrets.etcd_password
         store = await stack.enter_async_context(

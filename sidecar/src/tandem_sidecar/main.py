@@ -10,6 +10,7 @@ import structlog
 from aiohttp import web
 
 from tandem_api import environment as names
+from tandem_api import tls
 from tandem_api.environment import Environment
 from tandem_api.errors import TandemError
 from tandem_api.exposition import registry, served
@@ -67,9 +68,8 @@ async def sidecar(env: Environment) -> None:
         store = await stack.enter_async_context(
             Store(env.etcd_endpoints(), *credentials, authorities=env.etcd_authorities())
         )
-        work = await stack.enter_async_context(
-            WorkClient(env.text(names.ORCHESTRATOR_URL), secrets.token, env.tls_directory())
-        )
+        context = tls.member_context(env.tls_directory())
+        work = await stack.enter_async_context(WorkClient(env.text(names.ORCHESTRATOR_URL), secrets.token, context))
         engine = Engine(job, model, run_dir, metrics)
         stack.push_async_callback(engine.close)
         most, repetition = job.spec.engine.max_concurrent, job.spec.rollout.repetition

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The orchestrator's HTTP API, as a sidecar uses it."""
 
-from pathlib import Path
+import ssl
 from types import TracebackType
 from typing import Self
 
@@ -16,14 +16,14 @@ from tandem_api.messages.work import LeaseGrant, LeaseRequest, SegmentBatch, Seg
 class WorkClient:
     """Leases and segments. Errors of the transport are :class:`TryAgain`; 409 means that we are out of date.
 
-    ``certificate`` is the directory of the only one that is believed (tandem_api.tls). Make it inside an event loop.
+    ``context`` says whom to believe where the API is served over TLS (tandem_api.tls). Make it inside an event loop.
     """
 
-    def __init__(self, url: str, token: str, certificate: Path | None = None) -> None:
+    def __init__(self, url: str, token: str, context: ssl.SSLContext | None = None) -> None:
         self._url = url
         self._session = aiohttp.ClientSession(
             base_url=url,
-            connector=aiohttp.TCPConnector(ssl=tls.member_context(certificate) if certificate else True),
+            connector=aiohttp.TCPConnector(ssl=context or True),
             headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
             timeout=aiohttp.ClientTimeout(total=60.0, sock_connect=5.0),
         )

@@ -6,7 +6,7 @@ import os
 import warnings
 
 from tandem_api import environment as env
-from tandem_api import logs
+from tandem_api import logs, tls
 from tandem_api.environment import Environment
 from tandem_trainer.server import CommandRefused, Server, listen
 
@@ -36,7 +36,7 @@ def main() -> None:
             environment.path(env.CHECKPOINT_DIR),
             environment.text(env.ORCHESTRATOR_URL),
             environment.secrets().token,
-            environment.tls_directory(),
+            tls.member_context(environment.tls_directory()),
         )
         trainer = Trainer(job, places, device)
         try:

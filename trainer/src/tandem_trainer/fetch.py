@@ -6,7 +6,6 @@ import time
 import urllib.error
 import urllib.request
 from http.client import HTTPException, HTTPResponse
-from pathlib import Path
 
 import structlog
 
@@ -23,16 +22,16 @@ class FetchFailed(RuntimeError):
     """The orchestrator refused, sent too much, or was away until the deadline."""
 
 
-def fetch(url: str, token: str, most_bytes: int, seconds: float, certificate: Path | None = None) -> bytes:
+def fetch(url: str, token: str, most_bytes: int, seconds: float, context: ssl.SSLContext | None = None) -> bytes:
     """GET ``url`` with the job's token, trying again while the orchestrator is away.
 
-    ``certificate`` is the directory of the only one that is believed (tandem_api.tls).
+    ``context`` says whom to believe where the API is served over TLS (tandem_api.tls).
 
     Raises:
         FetchFailed: it answered with an error of ours (4xx), the body is larger than ``most_bytes``, or no whole
             answer came within ``seconds``.
     """
-    opener = _opener(certificate)
+    opener = _opener(context)
     deadline = time.monotonic() + seconds
     pause = _FIRST_PAUSE
     while True:
@@ -52,9 +51,8 @@ def fetch(url: str, token: str, most_bytes: int, seconds: float, certificate: Pa
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _opener(certificate: Path | None) -> urllib.request.OpenerDirector:
+def _opener(context: ssl.SSLContext | None) -> urllib.request.OpenerDirector:
     """No proxy that the environment names, for a model hub say, comes between a job's pods."""
-    context = tls.member_context(certificate) if certificate else None
     return urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
 
 

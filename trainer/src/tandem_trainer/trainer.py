@@ -3,6 +3,7 @@
 
 import hashlib
 import os
+import ssl
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -52,14 +53,14 @@ _SPARE = timedelta(minutes=2)
 class Places:
     """Where a trainer rank finds and leaves things.
 
-    ``certificate`` is the directory of the orchestrator's (tandem_api.tls), where its API is served over TLS.
+    ``context`` says which orchestrator to believe, where its API is served over TLS (tandem_api.tls).
     """
 
     run_dir: Path
     checkpoint_dir: Path
     orchestrator_url: str
     token: str
-    certificate: Path | None = None
+    context: ssl.SSLContext | None = None
 
 
 class Trainer:
@@ -242,7 +243,7 @@ class Trainer:
                 self._places.token,
                 most_bytes,
                 min(_LONGEST_FETCH, self._spec.schedule.phase_deadlines.train),
-                self._places.certificate,
+                self._places.context,
             )
             digest = hashlib.blake2b(body, digest_size=16).hexdigest()
             batch = Batch.parse(body, iteration)
