@@ -5,7 +5,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,11 @@ class Importer:
         self._current: Segment | None = None
 
     def receive(
-        self, version: int, timeout: float, expected: Mapping[str, Expected] | None = None
+        self,
+        version: int,
+        timeout: float,
+        expected: Mapping[str, Expected] | None = None,
+        accept: Callable[[Manifest], None] = lambda manifest: None,
     ) -> Iterator[list[tuple[str, torch.Tensor]]]:
         """Yields the tensors of each bucket as views on shared memory.
 
@@ -74,6 +78,7 @@ class Importer:
             version: the weight version wanted.
             timeout: seconds for all of it, the wait for the exporter included.
             expected: if given, names beyond these, other shapes, and the absence of a required name are refused.
+            accept: called once everything has come; the exporter hears what it raises instead of "done".
 
         Raises:
             TensorRefusedError: a tensor is not what it should be; the error names it.
@@ -94,6 +99,7 @@ class Importer:
                 channel.send({"type": "release", "index": bucket.index}, deadline)
             _close(frame[1])
             manifest = reception.complete(frame[0])
+            accept(manifest)
             channel.send({"type": "done", "digest": manifest.digest}, deadline)
         except BaseException as error:
             self._end(channel, f"{type(error).__name__}: {error}")

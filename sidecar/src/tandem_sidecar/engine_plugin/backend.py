@@ -103,17 +103,19 @@ class TandemWeightTransferEngine(WeightTransferEngine[TandemInitInfo, TandemUpda
         began = time.monotonic()
         loading = 0.0
         try:
-            for tensors in self._importer.receive(update_info.version, update_info.timeout, self._expected):
+            for tensors in self._importer.receive(
+                update_info.version,
+                update_info.timeout,
+                self._expected,
+                accept=lambda manifest: self._check_complete(manifest, update_info),
+            ):
                 started = time.monotonic()
                 self._load(tensors)
                 loading += time.monotonic() - started
-            manifest = self._importer.manifest
-            assert manifest is not None
-            self._check_complete(manifest, update_info)
         except BaseException as error:
             self._importer.abort(f"{type(error).__name__}: {error}")
             raise
-        self._manifest = manifest
+        self._manifest = self._importer.manifest
         self._seconds = {"receive": time.monotonic() - began, "load": loading}
 
     def finish_weight_update(self) -> None:
@@ -122,12 +124,19 @@ class TandemWeightTransferEngine(WeightTransferEngine[TandemInitInfo, TandemUpda
             raise HandoffError(f"there is no complete handoff to finish: {self._error}")
         started = time.monotonic()
         finalize_layerwise_reload(self.model, self.model_config)
-        for head in self._tied_heads.values():
-            head.quant_method.process_weights_after_loading(
-                head
-            )  # a CPU multiplies by a repacked copy, which the embedding's load did not touch
+        self._repack()
         self._seconds["finish"] = time.monotonic() - started
         self._in_service, self._error = True, None
+
+    def _repack(self) -> None:
+        """A CPU multiplies by repacked copies. vLLM makes them anew but for two: of a head that shares the embedding's
+        parameter, which the embedding's load does not touch, and of experts, which it repacks at the first load only.
+        """
+        for head in self._tied_heads.values():
+            head.quant_method.process_weights_after_loading(head)
+        for layer in self.model.modules():
+            if isinstance(layer, RoutedExperts) and self.device.type == "cpu":
+                layer.quant_method.moe_kernel.fused_experts.process_weights_after_loading(layer)
 
     def report(self) -> dict[str, Any]:
         """See `HandoffReporter.handoff_report`."""
