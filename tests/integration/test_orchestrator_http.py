@@ -11,6 +11,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from orchestrator_world import EOS, make_job, prompt_file, segment
 from safetensors.numpy import load
 
+from tandem_api.messages.batches import CONTENT_TYPE
 from tandem_api.messages.work import Finish, LeaseGrant, LeaseRequest, SegmentBatch, SegmentReceipt
 from tandem_orchestrator import http
 from tandem_orchestrator.buffer import Buffer, BufferFull
@@ -97,6 +98,8 @@ async def test_work_goes_out_and_comes_back_as_a_batch(run: Run, client: TestCli
     first, second = [await client.get("/v1/batches/0") for _ in range(2)]
     assert first.headers["ETag"] == second.headers["ETag"]
     assert len(load(await first.read())["rewards"]) == 8
+    assert first.headers["Content-Type"] == CONTENT_TYPE
+    assert (await client.head("/v1/batches/0")).status == 405
     report = await (await client.get("/v1/report")).json()
     assert (report["done"], report["wanted"], report["iterations"]) == (8, 8, [])
 

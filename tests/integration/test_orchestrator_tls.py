@@ -2,6 +2,7 @@
 """The orchestrator's API over TLS, with certificates as the operator draws them and both clients of it."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from aiohttp import web
 from api_tls import certificate_alone, secret
 from etcd_server import etcd_server
-from orchestrator_processes import Orchestrators
+from orchestrator_processes import SOON, Orchestrators
 from orchestrator_world import make_job, prompt_file
 from waiting import eventually
 
@@ -17,6 +18,7 @@ from tandem_api import tls
 from tandem_api.environment import ORCHESTRATOR_PORT
 from tandem_api.errors import TryAgain
 from tandem_api.messages.work import LeaseRequest
+from tandem_orchestrator.batches import Body
 from tandem_orchestrator.http import server
 from tandem_orchestrator.run import Run
 from tandem_sidecar.work_client import WorkClient
@@ -85,6 +87,14 @@ CLIENTS = [as_sidecar, as_trainer]
 async def test_members_believe_the_certificate_of_their_job(api: Api, tmp_path: Path, ask: Ask) -> None:
     await ask(api.url, certificate_alone(tmp_path / "member", api.certificate))
     assert len(api.asked) == 1
+
+
+async def test_a_large_body_comes_whole_to_several_trainers_at_once(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = random.Random(1).randbytes(3 * 2**20 + 1)
+    monkeypatch.setattr(Run, "warmup", Body(content, "digest"))
+    trainer = TOKEN, len(content), SOON, tls.member_context(api.certificate)
+    bodies = await asyncio.gather(*(asyncio.to_thread(fetch, f"{api.url}/v1/warmup", *trainer) for _ in range(3)))
+    assert all(body == content for body in bodies)
 
 
 @pytest.mark.parametrize("ask", CLIENTS)

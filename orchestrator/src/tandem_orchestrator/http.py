@@ -21,6 +21,9 @@ log = structlog.get_logger()
 MOST_BYTES = 256 * 2**20
 """Largest body that is read."""
 
+_PIECE = 256 * 2**10
+"""Bytes written at a time. A body given whole would be copied for every trainer that fetches it, over TLS twice."""
+
 _RUN = web.AppKey("run", Run)
 
 
@@ -37,8 +40,8 @@ def application(run: Run, token: str) -> web.Application:
             web.get("/healthz", _health),
             web.post("/v1/leases", _leases),
             web.post("/v1/segments", _segments),
-            web.get(r"/v1/batches/{iteration:\d{1,9}}", _batch),
-            web.get("/v1/warmup", _warmup),
+            web.get(r"/v1/batches/{iteration:\d{1,9}}", _batch, allow_head=False),
+            web.get("/v1/warmup", _warmup, allow_head=False),
             web.get("/v1/report", _report),
         ]
     )
@@ -94,13 +97,13 @@ async def _segments(request: web.Request) -> web.Response:
     return _json(await request.app[_RUN].store(SegmentBatch.model_validate_json(await request.read())))
 
 
-async def _batch(request: web.Request) -> web.Response:
+async def _batch(request: web.Request) -> web.StreamResponse:
     iteration = int(request.match_info["iteration"])
-    return _body(await request.app[_RUN].batch(iteration), f"there is no batch of iteration {iteration}")
+    return await _body(request, await request.app[_RUN].batch(iteration), f"there is no batch of iteration {iteration}")
 
 
-async def _warmup(request: web.Request) -> web.Response:
-    return _body(request.app[_RUN].warmup, "this job has no warm-up set")
+async def _warmup(request: web.Request) -> web.StreamResponse:
+    return await _body(request, request.app[_RUN].warmup, "this job has no warm-up set")
 
 
 async def _report(request: web.Request) -> web.Response:
@@ -111,7 +114,14 @@ def _json(message: Message) -> web.Response:
     return web.Response(text=message.wire(), content_type="application/json")
 
 
-def _body(body: Body | None, missing: str) -> web.Response:
+async def _body(request: web.Request, body: Body | None, missing: str) -> web.StreamResponse:
     if body is None:
         return web.Response(status=404, text=missing)
-    return web.Response(body=body.content, content_type=CONTENT_TYPE, headers={"ETag": f'"{body.digest}"'})
+    reply = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE, "ETag": f'"{body.digest}"'})
+    reply.content_length = len(body.content)
+    await reply.prepare(request)
+    content = memoryview(body.content)
+    for start in range(0, len(content), _PIECE):
+        await reply.write(content[start : start + _PIECE])
+    await reply.write_eof()
+    return reply
