@@ -24,7 +24,7 @@ test: setup  ## Unit and integration tests
 	@$(PY)/pytest -n 2 --dist loadfile tests/unit tests/integration
 
 .PHONY: soak
-soak: setup  ## Every kind of fault in every phase, on the real stack; takes an hour
+soak: setup  ## Every kind of fault in every phase, then a hundred random plans, on the real stack; takes hours
 	@$(PY)/pytest -m soak tests/integration
 
 .PHONY: gpu-test

@@ -42,7 +42,7 @@ from tandem_sidecar.trainer_client import TrainerClient
 from tandem_sidecar.work_client import WorkClient
 from tandem_sidecar.worker import Worker
 
-PACE = 0.15
+PACE = 0.1
 """Seconds that a step and a handoff take."""
 DEADLINE = 60.0
 SEGMENT_BYTES = 2**16

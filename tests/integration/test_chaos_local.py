@@ -19,7 +19,7 @@ from tandem_cli.chaos.local import holder_of
 from tandem_cli.local.supervisor import descendants
 from tandem_cli.run.directory import RunDirectory
 
-ITERATIONS = 24
+ITERATIONS = 18
 GROUPS = Path("/sys/fs/cgroup")
 
 PLAN = """
@@ -32,7 +32,6 @@ faults:
   - {kind: CorruptSegment, target: {component: trainer}}
   - {kind: Stop, target: {component: trainer}, phase: Train, for: 500ms}
   - {kind: Kill, target: {component: etcd}, phase: Train}
-  - {kind: Kill, target: {component: pod}, phase: Rollout}
 """
 CONFINED = """
   - {kind: OutOfMemory, target: {component: trainer}, phase: Train, after: 50ms}

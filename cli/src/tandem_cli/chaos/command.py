@@ -4,8 +4,8 @@ plan is wrong or asks for what cannot be done there, 130 interrupted."""
 
 import asyncio
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +13,7 @@ import structlog
 import typer
 from rich.console import Console
 
-from tandem_api.errors import UserError
+from tandem_api.errors import Problem, UserError
 from tandem_cli.chaos.display import Display, JsonLines, Lines, Outcome
 from tandem_cli.chaos.injector import Injector
 from tandem_cli.chaos.local import attached
@@ -37,7 +37,13 @@ def show_plan(file: PlanFile) -> None:
 @app.command()
 def run(
     file: PlanFile,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory of a run that goes on on this machine.")],
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="RLJob on a cluster.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Or: directory of a run on this machine.")] = None,
+    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace of the RLJob.")] = None,
+    kubeconfig: Annotated[Path | None, typer.Option(help="Kubeconfig file.", show_default="KUBECONFIG")] = None,
+    context: Annotated[str | None, typer.Option(help="Context of the kubeconfig.")] = None,
     patience: Annotated[float, typer.Option(metavar="SECONDS", min=1.0, help="Longest wait for anything.")] = 600.0,
     raw: Annotated[bool, typer.Option("--json", help="Print lines of JSON instead.")] = False,
 ) -> None:
@@ -45,6 +51,8 @@ def run(
 
     What is stopped, cut off or filled is put right in any case, also on Ctrl-C.
     """
+    if (name is None) is (out is None):
+        raise UserError(Problem("tandem chaos run", "takes either --out DIR or the NAME of an RLJob"))
     faults = load(file).resolved()
     console = Console()
     display = JsonLines(console) if raw else Lines(console)
@@ -53,7 +61,26 @@ def run(
         wrapper_class=structlog.make_filtering_bound_logger("error"),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    raise typer.Exit(asyncio.run(_run(attached(out), str(out), faults, patience, display)))
+    attaching = attached(out) if out is not None else _on_cluster(str(name), namespace, kubeconfig, context)
+    raise typer.Exit(asyncio.run(_run(attaching, str(out or name), faults, patience, display)))
+
+
+@asynccontextmanager
+async def _on_cluster(
+    name: str, namespace: str | None, kubeconfig: Path | None, context: str | None
+) -> AsyncIterator[Job]:
+    # The client library takes longer to import than anything else here.
+    from tandem_cli.chaos.cluster import attached_to
+    from tandem_cli.cluster.connection import Connection, Options
+    from tandem_cli.cluster.errors import ClusterError
+    from tandem_cli.cluster.objects import Cluster
+
+    try:
+        cluster = Cluster(Connection(Options(kubeconfig, context, namespace)))
+        async with attached_to(cluster, name) as job:
+            yield job
+    except ClusterError as error:
+        raise UserError(Problem(name, str(error))) from error
 
 
 async def _run(
@@ -68,7 +95,7 @@ async def _run(
     with Interrupts().heard(interrupt):
         try:
             async with attaching as job:
-                if problems := job.refusals(faults):
+                if problems := await job.refusals(faults):
                     raise UserError(*problems)
                 display.begin(where, faults)
                 outcomes = await inflict_all(job, faults, patience, display)

@@ -100,7 +100,7 @@ def partition(targets: Targets) -> Deed:
         try:
             _nft(rules)
             while True:
-                yield 0.1
+                yield 0.5
                 for process in _newcomers(targets):
                     _join(process.pid, group)
         finally:

@@ -47,6 +47,9 @@ class Process:
         self.pid = pid
         self._descriptor = os.pidfd_open(pid)
 
+    def close(self) -> None:
+        os.close(self._descriptor)
+
     def signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._descriptor, number)
@@ -78,7 +81,10 @@ class Targets:
         first = {pid for pid in found if table[pid] not in found}
         if self.order["component"] in ("engine", "trainer", "pod"):
             found |= _below(table, found)
-        self.first, self.all = list(_held(first)), list(_held(found))
+        for process in self.all:
+            process.close()
+        self.all = list(_held(found))
+        self.first = [process for process in self.all if process.pid in first]
         return bool(self.first)
 
     def demand(self) -> None:
@@ -170,6 +176,10 @@ def _below(table: Mapping[int, int], ancestors: set[int]) -> set[int]:
     return found
 
 
+def children_of(pid: int) -> list[int]:
+    return [child for child, parent in _table().items() if parent == pid]
+
+
 def _held(pids: set[int]) -> Iterator[Process]:
     for pid in sorted(pids):
         with contextlib.suppress(ProcessLookupError):
@@ -217,7 +227,7 @@ def fill_disk(targets: Targets) -> Deed:
     directory = Path(targets.order["directory"])
     check_own_file_system(directory)
     file = directory / ".tandem-chaos"
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         while True:
             _take_all(descriptor)

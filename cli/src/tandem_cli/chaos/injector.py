@@ -50,15 +50,18 @@ class Injector:
             JobEnded: the job had ended before.
         """
         async with self._job.armed(fault) as armed:
-            begun = await self._begun(fault)
+            await self._begun(fault)
             await asyncio.sleep(fault.after)
             self._before()
+            before = self._now()
+            if fault.kind is Kind.CORRUPT_SEGMENT and before.record.name is not PhaseName.HANDOFF:
+                raise NotDone("the handoff was over before it")
             at = await armed.strike()
-            hit = (self._job.seen or begun).record.name
+            hit = self._now().record.name
             self._tell(Struck(fault, hit))
-            judge = Judge(fault, begun)
+            judge = Judge(fault, before)
             try:
-                ended = await self._recovered(judge, armed, begun)
+                ended = await self._recovered(judge, armed, before)
             except RunFailed as error:
                 return Recovery(fault, hit, at, None, judge.new_world, str(error))
             except TimeoutError:
@@ -66,19 +69,23 @@ class Injector:
                 return Recovery(fault, hit, at, None, judge.new_world, reason)
             return Recovery(fault, hit, at, max(0.0, ended - at), judge.new_world, judge.reason)
 
-    async def _begun(self, fault: Fault) -> Seen:
-        """The job in the next phase of the fault's name that begins from now on."""
+    def _now(self) -> Seen:
+        assert self._job.seen is not None, "a phase has begun"
+        return self._job.seen
+
+    async def _begun(self, fault: Fault) -> None:
+        """Returns when the next phase of the fault's name begins."""
         epoch = self._job.seen.record.epoch if self._job.seen else 0
         if fault.phase is PhaseName.RECOVER:
             await self._bring_about_recovery(fault)
 
-        def begun(seen: Seen) -> Seen | None:
+        def begun(seen: Seen) -> bool | None:
             if seen.record.name.final:
                 raise JobEnded(f"the job was {seen.record.name} before {fault.phase} came")
-            return seen if seen.record.epoch > epoch and seen.record.name is fault.phase else None
+            return (seen.record.epoch > epoch and seen.record.name is fault.phase) or None
 
         try:
-            return await self._job.until(begun, self._patience)
+            await self._job.until(begun, self._patience)
         except TimeoutError:
             raise NotDone(f"{fault.phase} did not begin within {self._patience:.0f} s") from None
 
@@ -87,16 +94,16 @@ class Injector:
         async with self._job.armed(Fault(Kind.LOSE_LEASE, Component.SIDECAR, fault.phase, index)) as armed:
             await armed.strike()
 
-    async def _recovered(self, judge: Judge, armed: ArmedFault, begun: Seen) -> float:
+    async def _recovered(self, judge: Judge, armed: ArmedFault, before: Seen) -> float:
         """When the job worked again; patience begins when the fault is over."""
         judging = asyncio.create_task(self._job.until(judge), name="wait for the recovery")
         try:
             if judge.fault.kind is Kind.CORRUPT_SEGMENT:
                 # The next handoff is to find its segments as they are.
-                await self._job.until(partial(_moved_on, begun), self._patience)
+                await self._job.until(partial(_moved_on, before), self._patience)
                 await armed.end()
             await armed.over()
-            judge.over(self._job.seen or begun)
+            judge.over(self._now())
             return await asyncio.wait_for(judging, self._patience)
         finally:
             judging.cancel()

@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from tandem_api import manifest
 from tandem_api.errors import Problem, UserError
@@ -21,8 +20,9 @@ from tandem_api.rljob import RLJobObject
 from tandem_api.spec.lifecycle import Verify
 from tandem_api.status import JobPhase
 from tandem_cli.chaos import confinement, deeds
-from tandem_cli.chaos.place import ArmedFault, JobEnded, NotDone, Seen
-from tandem_cli.chaos.plan import LASTING, Component, Fault, Kind
+from tandem_cli.chaos.deed_channel import ArmedDeed, order_of
+from tandem_cli.chaos.place import ArmedFault, AtOnce, JobEnded, NotDone, Seen
+from tandem_cli.chaos.plan import Component, Fault, Kind
 from tandem_cli.local.supervisor import descendants
 from tandem_cli.run.directory import RunDirectory
 from tandem_phases.mirror import Mirror
@@ -31,8 +31,6 @@ from tandem_phases.store import Entry, Store
 
 _LOOK_SECONDS = 0.5
 _START_SECONDS = 30.0
-_AT_ONCE_SECONDS = 60.0
-"""How long a fault that is done at once may take: memory must run out, or a handoff must come to its segments."""
 
 
 class LocalRun:
@@ -67,31 +65,32 @@ class LocalRun:
                     return await self._mirror.until(look, _LOOK_SECONDS)
             return self._at_the_end(condition)
 
-    def refusals(self, faults: Sequence[Fault]) -> list[Problem]:
+    async def refusals(self, faults: Sequence[Fault]) -> list[Problem]:
         found = {(fault.what, reason) for fault in faults for reason in self._refusals(fault)}
         return [Problem(what, reason) for what, reason in sorted(found)]
 
     @asynccontextmanager
     async def armed(self, fault: Fault) -> AsyncIterator[ArmedFault]:
         if fault.kind is Kind.LOSE_LEASE:
-            yield LostLease(self, fault)
+            yield AtOnce(lambda: self._lose_lease(fault))
             return
-        order = json.dumps(self._order(fault))
+        index = fault.index if fault.component.in_pod else None
+        order = order_of(fault, ancestor=self._holder, index=index, directory=str(self._directory.path))
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", confinement.__name__, order),
+            *(sys.executable, "-m", confinement.__name__, json.dumps(order)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             # Ctrl-C is heard here, and what was done is put right in order.
             start_new_session=True,
         )
-        deed = DeedProcess(process)
+        deed = ArmedDeed(ProcessChannel(process))
         try:
-            await deed.said("armed")
+            await deed.armed()
             yield deed
         finally:
             await deed.end()
 
-    async def lose_lease(self, fault: Fault) -> None:
+    async def _lose_lease(self, fault: Fault) -> None:
         """Take the lease of a member, or of the leader, away."""
         leader = fault.component is Component.ORCHESTRATOR
         key = self._keys.leader if leader else self._keys.member(fault.index)
@@ -111,17 +110,6 @@ class LocalRun:
             if (value := condition(Seen(last, seen.leader))) is not None:
                 return value
         raise JobEnded(f"the run in {self._directory.path} is over: {status.phase}")
-
-    def _order(self, fault: Fault) -> dict[str, Any]:
-        return {
-            "deed": fault.kind.value,
-            "component": fault.component.value,
-            "index": fault.index if fault.component.in_pod else None,
-            "ancestor": self._holder,
-            "seconds": fault.seconds if fault.kind in LASTING else _at_once_seconds(fault.kind),
-            "factor": fault.factor,
-            "directory": str(self._directory.path),
-        }
 
     def _refusals(self, fault: Fault) -> Iterator[str]:
         spec = self._job.spec
@@ -144,8 +132,8 @@ class LocalRun:
             yield str(error)
 
 
-class DeedProcess:
-    """A deed as a process of its own (:mod:`tandem_cli.chaos.deeds`)."""
+class ProcessChannel:
+    """A process of this machine."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdin is not None
@@ -154,50 +142,16 @@ class DeedProcess:
         self._input = process.stdin
         self._output = process.stdout
 
-    async def strike(self) -> float:
-        self._input.write(b"go\n")
-        return float(await self.said("struck"))
+    async def line(self) -> bytes:
+        return await self._output.readline()
 
-    async def over(self) -> None:
-        if self._process.returncode is None:
-            await self.said("over")
+    def write(self, line: bytes) -> None:
+        self._input.write(line)
 
-    async def said(self, name: str) -> Any:
-        """What it says of ``name`` in its next line.
-
-        Raises:
-            NotDone: it says no, or nothing any more.
-        """
-        line = await self._output.readline()
-        said = json.loads(line) if line else {"refused": "the process that does it has ended"}
-        if name not in said:
-            raise NotDone(said["refused"])
-        return said[name]
-
-    async def end(self) -> None:
-        """Have it put right what it changed, and wait for that."""
+    async def close(self) -> None:
         self._input.close()
         # Whoever cancels us waits for this as well.
         await asyncio.shield(self._process.wait())
-
-
-class LostLease:
-    """A lease that is taken away."""
-
-    def __init__(self, run: LocalRun, fault: Fault) -> None:
-        self._run = run
-        self._fault = fault
-
-    async def strike(self) -> float:
-        at = time.time()
-        await self._run.lose_lease(self._fault)
-        return at
-
-    async def over(self) -> None:
-        return
-
-    async def end(self) -> None:
-        return
 
 
 @asynccontextmanager
@@ -257,7 +211,3 @@ def _etcd_below(holder: int, directory: RunDirectory) -> str | None:
                 listening = (word for word in words if word.startswith("--listen-client-urls="))
                 return next(listening).partition("//")[2]
     return None
-
-
-def _at_once_seconds(kind: Kind) -> float:
-    return _AT_ONCE_SECONDS if kind in (Kind.OUT_OF_MEMORY, Kind.CORRUPT_SEGMENT) else 0.0

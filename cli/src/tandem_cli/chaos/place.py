@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the injector asks of a place where a job runs."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -48,6 +49,24 @@ class ArmedFault(Protocol):
         """End it now; returns when everything it changed is put right."""
 
 
+class AtOnce:
+    """A fault that is done by one call and leaves nothing to put right."""
+
+    def __init__(self, deed: Callable[[], Awaitable[object]]) -> None:
+        self._deed = deed
+
+    async def strike(self) -> float:
+        at = time.time()
+        await self._deed()
+        return at
+
+    async def over(self) -> None:
+        return
+
+    async def end(self) -> None:
+        return
+
+
 class Job(Protocol):
     """A running job in its place."""
 
@@ -55,7 +74,7 @@ class Job(Protocol):
     def seen(self) -> Seen | None:
         """The job as it is now; None before its first phase."""
 
-    def refusals(self, faults: Sequence[Fault]) -> list[Problem]:
+    async def refusals(self, faults: Sequence[Fault]) -> list[Problem]:
         """The faults that cannot be done here, and why. Nothing is done yet."""
 
     async def until[T](self, condition: Callable[[Seen], T | None], timeout: float | None = None) -> T:

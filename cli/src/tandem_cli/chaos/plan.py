@@ -245,7 +245,8 @@ def _drawn(faults: RandomFaults | None, chance: random.Random) -> Fault:
         component,
         _phase(kind, _one(faults.phases, chance)),
         _one(range(faults.pods), chance) if component.in_pod else 0,
-        round(chance.random() * faults.within, 3),
+        # A handoff may take milliseconds, and its segments are only there while it lasts.
+        0.0 if kind is Kind.CORRUPT_SEGMENT else round(chance.random() * faults.within, 3),
         round(max(chance.random() * faults.longest, 0.001), 3) if kind in LASTING else 0.0,
     )
 

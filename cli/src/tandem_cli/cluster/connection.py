@@ -94,20 +94,27 @@ class Connection:
         Raises:
             ClusterError: it could not be run or failed; the message ends with what it wrote to standard error.
         """
+        call = self._exec(namespace, pod, container, command)
+        return _collected(call, self._options.timeout, f"{command[0]} in container {container} of pod {pod}")
+
+    def attach(self, namespace: str, pod: str, container: str, command: Sequence[str]) -> ws_client.WSClient:
+        """``command`` in a container of a pod, with its standard input and output for as long as it runs."""
+        return self._exec(namespace, pod, container, command, stdin="true")
+
+    def _exec(self, namespace: str, pod: str, container: str, command: Sequence[str], **more: str) -> Any:
         if self._options.user:
             raise ClusterError("--as cannot be used here: exec is not made in another's name; use their kubeconfig")
-        query: Query = {"container": container, "stdout": "true", "stderr": "true", "command": tuple(command)}
+        query: Query = {"container": container, "stdout": "true", "stderr": "true", "command": tuple(command), **more}
         path = f"/api/v1/namespaces/{namespace}/pods/{pod}/exec"
         # Since 1.35 the API server asks for both, before that for the first.
         request = Request("get and create", "pods/exec", path, query=query, namespace=namespace)
         _, url, headers, *_ = self._serialised(request)
         try:
-            call = ws_client.websocket_call(
+            return ws_client.websocket_call(
                 self._client.configuration, "GET", url, headers=headers, _preload_content=False, binary=True
             )
         except ApiException as error:
             raise self._refused(request, *_handshake(str(error.reason))) from error
-        return _collected(call, self._options.timeout, f"{command[0]} in container {container} of pod {pod}")
 
     @property
     def _host(self) -> str:
