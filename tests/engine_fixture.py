@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tandem_api.model_source import materialise
 from tandem_api.spec.model import CharacterTokenizer, DType, RandomSource
 from tandem_handoff import Exporter, Manifest, Verify
+from tandem_sidecar.engine import ON_CPU
 
 CHARACTERS = "0123456789+-= \n"
 CONFIG: dict[str, Any] = {
@@ -242,5 +243,5 @@ def _arguments(model: Path, socket: Path, dtype: str) -> list[str]:
         "--enable-scale-out",
         "--disable-uvicorn-access-log",
     ]
-    sizes = ["--dtype", dtype, "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8"]
-    return [*module, "--model", str(model), *weights_from, *reporter, *serving, *sizes]
+    sizes = ["--dtype", dtype, "--max-model-len", "512", "--max-num-seqs", "8"]
+    return [*module, "--model", str(model), *weights_from, *reporter, *serving, *sizes, *ON_CPU]

@@ -20,6 +20,11 @@ _POLL = 0.25
 _STOP_SECONDS = 20.0
 _WATCH_SECONDS = 10.0
 
+ON_CPU = ("--enforce-eager", "--no-enable-chunked-prefill")
+"""vLLM's arguments without accelerators. In chunks, a prompt of a request with a seed ends vLLM: it turns the request's
+generator back, which a CPU's cannot do ("CPU Generator does not use offset").
+"""
+
 
 def arguments(job: Job, model: Path, socket: Path) -> list[str]:
     """vLLM's command line for this job. The server listens on a Unix socket only: its dev routes ask for no key."""
@@ -32,7 +37,7 @@ def arguments(job: Job, model: Path, socket: Path) -> list[str]:
         *("--logprobs-mode", "processed_logprobs", "--enable-scale-out", "--disable-uvicorn-access-log"),
         *("--weight-transfer-config", '{"backend": "tandem"}'),
         *("--worker-extension-cls", "tandem_sidecar.engine_plugin.report.HandoffReporter"),
-        *(("--enable-sleep-mode",) if spec.hybrid.accelerators else ("--enforce-eager",)),
+        *(("--enable-sleep-mode",) if spec.hybrid.accelerators else ON_CPU),
         *spec.engine.extra_args,
     ]
 
