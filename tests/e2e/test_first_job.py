@@ -16,10 +16,10 @@ MINUTES = 45
 
 @pytest.fixture(scope="module")
 def installed() -> Iterator[None]:
-    """The chart with its bundled etcd, over TLS."""
+    """The chart with its bundled etcd; TLS to it, and between a job's pods."""
     helm(
         *("install", RELEASE, str(CHART), "-n", SYSTEM, "--create-namespace", "--take-ownership"),
-        *("--wait", "--timeout", "5m", *TEST_ETCD, "--set", "etcd.tls.enabled=true"),
+        *("--wait", "--timeout", "5m", *TEST_ETCD, "--set", "etcd.tls.enabled=true,jobs.tls.enabled=true"),
     )
     yield
     helm("uninstall", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "5m", "--ignore-not-found")
