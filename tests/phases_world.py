@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 from etcd_proxy import EtcdProxy
 from etcd_server import EtcdServer
@@ -168,7 +168,7 @@ class Pod(Process):
 
 
 class World:
-    """The job. Use as an async context; ``seed`` decides how long parts take.
+    """The job, from :meth:`begin` to :meth:`end`; ``seed`` decides how long parts take.
 
     ``sent`` holds every transaction of every process, ``history`` what came of them.
     """
@@ -186,15 +186,14 @@ class World:
         self._stack = AsyncExitStack()
         self._started = 0
 
-    async def __aenter__(self) -> Self:
+    async def begin(self) -> None:
         self._store = await self._stack.enter_async_context(Store(self.etcd.endpoints, timeout=2.0))
         self.history = History(self._store, Rules(self.keys, self._writers))
         following = asyncio.create_task(self.history.follow(), name="follow etcd's history")
         self._stack.callback(following.cancel)
         await self.tend()
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def end(self) -> None:
         await asyncio.gather(*(process.die() for process in self.processes))
         await self._stack.aclose()
 
@@ -242,6 +241,14 @@ class World:
         """A request reaches etcd again, or late: its sender may have gone on, or have died."""
         with suppress(Fenced, TryAgain):
             await self._store.commit(request.conditions, request.puts, request.lease, request.lasting)
+
+    def last_ack(self, index: int) -> Request | None:
+        """The newest ack that a process of this index sent."""
+        for request in reversed(self.sent):
+            (place, *_) = request.puts
+            if place.startswith(self.keys.prefix + "acks/") and int(place.rpartition("/")[2]) == index:
+                return request
+        return None
 
     async def restart_etcd(self) -> None:
         await asyncio.to_thread(self.etcd.stop)

@@ -2,8 +2,10 @@
 """Any order of faults of processes, networks and etcd leaves the protocol's rules whole, and the run succeeds.
 
 The real driver, attendance, settlement, buffer, workers and etcd, with a proxy between each process and etcd.
-:class:`phases_history.Rules` checks etcd's own history after every step. A fence that was taken away from the code was
-found each time:
+:class:`phases_history.Rules` checks etcd's own history after every step. Each of these, taken away from the code, was
+found within twelve examples: in an ack the fence of the phase, and that of the place; in a move the fence of the
+leadership, and that of the phase; in lead that nobody leads; in a return to one's place that nobody has taken it; of
+the barrier one of the acks. What it found besides: watches that were never told of a connection closed under them.
 """
 
 import asyncio
@@ -20,12 +22,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from phases_world import MEMBERS, World
 
 import tandem_orchestrator.driver
+import tandem_orchestrator.rollouts
 import tandem_sidecar.worker
 
 TTL = 2.0
 """Seconds of a lease, the shortest that etcd grants."""
 SOON = 60.0
-STEP = 1.0
+STEP = 0.5
 
 
 def slow(proxy: EtcdProxy) -> None:
@@ -34,7 +37,7 @@ def slow(proxy: EtcdProxy) -> None:
 
 NETWORKS = {"slow": slow, "blocked": EtcdProxy.block, "cut": EtcdProxy.cut, "healed": EtcdProxy.heal}
 ANY = st.integers(0, 10**6)
-AFTER = st.integers(0, 8)
+AFTER = st.integers(0, 6)
 """How much happens after a fault: so many changes in etcd."""
 
 
@@ -43,23 +46,20 @@ class Faults(RuleBasedStateMachine):
 
     etcd: EtcdServer
     directory: Path
+    loop: asyncio.Runner
     _numbers = itertools.count()
 
     def __init__(self) -> None:
         super().__init__()
-        self._loop = asyncio.Runner()
         number = next(self._numbers)
         directory = self.directory / str(number)
         directory.mkdir()
-        self._world = self._loop.run(self._begun(World(directory, self.etcd, f"job-{number}", number)))
-
-    @staticmethod
-    async def _begun(world: World) -> World:
-        return await world.__aenter__()
+        self._world = World(directory, self.etcd, f"job-{number}", number)
+        self.loop.run(self._world.begin())
 
     def _after(self, changes: int) -> None:
         if not self._world.over:
-            self._loop.run(self._world.history.grow(changes, STEP))
+            self.loop.run(self._world.history.grow(changes, STEP))
 
     @rule(process=ANY, network=st.sampled_from(sorted(NETWORKS)), after=AFTER)
     def network_changes(self, process: int, network: str, after: int) -> None:
@@ -72,46 +72,55 @@ class Faults(RuleBasedStateMachine):
     def process_dies(self, process: int, after: int) -> None:
         processes = self._world.processes
         if processes:
-            self._loop.run(self._world.kill(processes[process % len(processes)]))
+            self.loop.run(self._world.kill(processes[process % len(processes)]))
         self._after(after)
 
     @rule(index=st.integers(0, MEMBERS - 1), after=AFTER)
     def pod_comes(self, index: int, after: int) -> None:
-        self._loop.run(self._world.add_pod(index))
+        self.loop.run(self._world.add_pod(index))
+        self._after(after)
+
+    @rule(index=st.integers(0, MEMBERS - 1), after=AFTER)
+    def pod_is_replaced_before_its_ack_arrives(self, index: int, after: int) -> None:
+        ack = self._world.last_ack(index)
+        self.loop.run(self._world.add_pod(index))
+        self._after(1)
+        if ack is not None:
+            self.loop.run(self._world.repeat(ack))
         self._after(after)
 
     @rule(after=AFTER)
     def orchestrator_comes(self, after: int) -> None:
         if len(self._world.orchestrators) < 2:
-            self._loop.run(self._world.add_orchestrator())
+            self.loop.run(self._world.add_orchestrator())
         self._after(after)
 
     @rule(process=ANY, after=AFTER)
     def lease_ends(self, process: int, after: int) -> None:
         processes = self._world.processes
         if processes:
-            self._loop.run(self._world.expire(processes[process % len(processes)]))
+            self.loop.run(self._world.expire(processes[process % len(processes)]))
         self._after(after)
 
     @rule(request=ANY, after=AFTER)
     def request_arrives_again(self, request: int, after: int) -> None:
         sent = self._world.sent
         if sent:
-            self._loop.run(self._world.repeat(sent[-1 - request % min(len(sent), 24)]))
+            self.loop.run(self._world.repeat(sent[-1 - request % min(len(sent), 24)]))
         self._after(after)
 
     @rule(after=AFTER)
     def etcd_restarts(self, after: int) -> None:
-        self._loop.run(self._world.restart_etcd())
+        self.loop.run(self._world.restart_etcd())
         self._after(after)
 
     @rule(after=AFTER)
     def nothing_happens(self, after: int) -> None:
-        self._after(4 * after)
+        self._after(3 * after)
 
     @rule()
     def ended_processes_come_back(self) -> None:
-        self._loop.run(self._world.tend())
+        self.loop.run(self._world.tend())
 
     @invariant()
     def the_rules_hold(self) -> None:
@@ -119,10 +128,9 @@ class Faults(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            self._loop.run(self._world.finish(SOON))
+            self.loop.run(self._world.finish(SOON))
         finally:
-            self._loop.run(self._world.__aexit__())
-            self._loop.close()
+            self.loop.run(self._world.end())
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +140,13 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
 
 
 @pytest.fixture
-def machine(etcd: EtcdServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Faults]:
+def machine(etcd: EtcdServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Faults]]:
+    monkeypatch.setattr(tandem_orchestrator.rollouts, "LEASE_SECONDS", TTL)
     for module in (tandem_orchestrator.driver, tandem_sidecar.worker):
         monkeypatch.setattr(module, "LEASE_SECONDS", TTL)
         monkeypatch.setattr(module, "_RETRY_SECONDS", 0.1)
-    return type("Faults", (Faults,), {"etcd": etcd, "directory": tmp_path})
+    with asyncio.Runner() as loop:
+        yield type("Faults", (Faults,), {"etcd": etcd, "directory": tmp_path, "loop": loop})
 
 
 def explore(machine: type[Faults], examples: int, steps: int, *, same: bool) -> None:

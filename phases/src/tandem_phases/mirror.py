@@ -49,13 +49,20 @@ class Mirror:
 
     async def __aenter__(self) -> Self:
         self._following = [asyncio.create_task(self._follow(p), name=f"mirror of {p}") for p in self._filled]
-        for filled in self._filled.values():
-            await filled.wait()
+        try:
+            for filled in self._filled.values():
+                await filled.wait()
+        except BaseException:
+            await self._stop()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._stop()
+
+    async def _stop(self) -> None:
         for task in self._following:
             task.cancel()
         await asyncio.wait(self._following)

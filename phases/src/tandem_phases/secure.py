@@ -7,7 +7,7 @@ from typing import Any
 
 import aetcd
 import grpc
-from aetcd import exceptions, rpc, watcher
+from aetcd import exceptions, rpc
 
 
 class SecureClient(aetcd.Client):  # type: ignore[misc]
@@ -44,4 +44,3 @@ class SecureClient(aetcd.Client):  # type: ignore[misc]
             self.metadata = (("token", reply.token),)
         self.kvstub = rpc.KVStub(self.channel)
         self.leasestub = rpc.LeaseStub(self.channel)
-        self._watcher = watcher.Watcher(rpc.WatchStub(self.channel), timeout=self._timeout, metadata=self.metadata)

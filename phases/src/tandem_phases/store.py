@@ -14,6 +14,9 @@ from typing import Any, Self
 import aetcd
 import structlog
 from aetcd import exceptions as etcd_errors
+from aetcd import rpc
+from aetcd.utils import prefix_range_end
+from grpc import aio
 
 from tandem_api.base import Message
 from tandem_api.errors import Fenced, TryAgain
@@ -33,6 +36,13 @@ _GRPC_OPTIONS = {
     # A new client must try at once, not wait out the back-off of the one it replaces.
     "grpc.use_local_subchannel_pool": 1,
 }
+_BROKEN = (
+    etcd_errors.UnauthenticatedError,
+    etcd_errors.ConnectionFailedError,
+    rpc.AioRpcError,
+    TimeoutError,
+)
+"""After these the next request goes over a new connection, to the next endpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,17 +187,13 @@ class Store:
             async with asyncio.timeout(2 * self._timeout):
                 await client.connect()
                 return await operation(client)
-        except (etcd_errors.ClientError, TimeoutError) as error:
+        except (etcd_errors.ClientError, rpc.AioRpcError, TimeoutError) as error:
             self._attempt += 1
-            if isinstance(error, etcd_errors.UnauthenticatedError | etcd_errors.ConnectionFailedError | TimeoutError):
+            if isinstance(error, _BROKEN):
                 await self._disconnect(client)
             raise TryAgain(f"etcd did not answer: {error or type(error).__name__}") from error
-        except asyncio.CancelledError:
-            # gRPC cancels the calls on a channel that another task of ours closes; nobody cancelled this one.
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            raise TryAgain("the connection to etcd was closed under the request") from None
+        except asyncio.CancelledError as error:
+            raise _closed_or_cancelled(error, "request") from None
 
     async def get(self, key: str) -> Entry | None:
         """The key as it is now."""
@@ -289,33 +295,48 @@ class Store:
         """
 
         async def begin(client: aetcd.Client) -> tuple[aetcd.Client, Any]:
-            return client, await client.watch_prefix(prefix.encode(), start_revision=after + 1)
+            # A stream of our own: who waits on the one that the client library shares out is not told of its end, if
+            # it is closed while the watch is being made.
+            call = rpc.WatchStub(client.channel).Watch(metadata=client.metadata)
+            key = prefix.encode()
+            wanted = rpc.WatchCreateRequest(key=key, range_end=prefix_range_end(key), start_revision=after + 1)
+            await call.write(rpc.WatchRequest(create_request=wanted))
+            _uncancelled(await call.read())
+            return client, call
 
-        client, watch = await self._call(begin)
+        client, call = await self._call(begin)
         try:
-            yield self._changes(client, watch)
+            yield self._changes(client, call)
         finally:
-            await _quietly(watch.cancel())
+            call.cancel()
 
-    async def _changes(self, client: aetcd.Client, watch: Any) -> AsyncIterator[Change]:
-        try:
-            async for event in watch:
-                # The client gives the kind as a plain string, whatever its annotation says.
-                entry = _entry(event.kv) if event.kind == aetcd.EventKind.PUT else None
+    async def _changes(self, client: aetcd.Client, call: Any) -> AsyncIterator[Change]:
+        while True:
+            try:
+                response = _uncancelled(await call.read())
+            except (rpc.AioRpcError, TryAgain) as error:
+                await self._disconnect(client)
+                raise TryAgain(f"the watch on etcd broke: {error}") from error
+            except asyncio.CancelledError as error:
+                raise _closed_or_cancelled(error, "watch") from None
+            for event in response.events:
+                entry = _entry(event.kv) if event.type == rpc.Event.EventType.PUT else None
                 yield Change(event.kv.key.decode(), entry, event.kv.mod_revision)
-        except etcd_errors.ClientError as error:
-            await self._disconnect(client)
-            raise TryAgain(f"the watch on etcd broke: {error}") from error
-        raise TryAgain("etcd closed the watch")
 
 
-async def _quietly(cancelling: Awaitable[None]) -> None:
-    try:
-        async with asyncio.timeout(1.0):
-            await cancelling
-    # A client that was closed meanwhile has no watcher left to ask: an AttributeError in there.
-    except (etcd_errors.ClientError, TimeoutError, KeyError, AttributeError) as error:
-        log.debug("a watch was already gone when it was cancelled", error=repr(error))
+def _closed_or_cancelled(error: asyncio.CancelledError, what: str) -> BaseException:
+    """gRPC cancels the calls on a channel that another task of ours closes; then nobody cancelled this task."""
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        return error
+    return TryAgain(f"the connection to etcd was closed under the {what}")
+
+
+def _uncancelled(response: Any) -> Any:
+    if response is aio.EOF or response.canceled:
+        reason = "its stream ended" if response is aio.EOF else response.cancel_reason or "history was compacted"
+        raise TryAgain(f"etcd ended the watch: {reason}")
+    return response
 
 
 def _entry(found: Any) -> Entry:
