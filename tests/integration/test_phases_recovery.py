@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from etcd_server import EtcdServer, etcd_server
-from scripted_pods import SOON, JobOfPods, Pod, fail, hoard
+from scripted_pods import SOON, JobOfPods, Pod, fail, generate, hoard
 
 from tandem_api.errors import Fenced
 from tandem_api.messages.phases import Ack, Member, Outcome, PhaseName, PhaseRecord
@@ -69,6 +69,29 @@ async def test_the_rollout_of_a_member_that_dies_goes_to_the_others_without_a_re
     last = await asyncio.wait_for(driving, SOON)
     assert (last.name, last.world) == (P.SUCCEEDED, 1)
     assert P.RECOVER not in names(job)
+
+
+async def test_the_rollout_of_a_process_that_came_for_a_lost_one_and_dies_too_goes_to_the_others(
+    job: JobOfPods,
+) -> None:
+    waits = Gate()
+
+    async def generate_later(pod: Pod, record: PhaseRecord, part: Part) -> None:
+        await waits.opened.wait()
+        await generate(pod, record, part)
+
+    job.pod(0, rollout=generate_later)
+    driving = job.drive()
+    for _ in range(2):
+        job.hoarded.clear()
+        hoarder = job.pod(1, rollout=hoard)
+        await asyncio.wait_for(job.hoarded.wait(), SOON)
+        await hoarder.kill()
+    waits.opened.set()
+    await job.phase(P.RELEASE)
+    job.pod(1)
+    last = await asyncio.wait_for(driving, SOON)
+    assert (last.name, last.world) == (P.SUCCEEDED, 1)
 
 
 async def test_the_rollout_of_a_member_whose_engine_fails_goes_to_the_others(job: JobOfPods) -> None:

@@ -136,19 +136,21 @@ class Attendance:
         return Ended(counted(self._mirror.entries, self._keys, record))
 
     async def _pass_on(self, record: PhaseRecord) -> None:
-        """Give what lost members hold to the others, as often as one is lost."""
-        known: set[int] = set()
+        """Give what lost members hold to the others, as often as one is lost: also one that came for a lost one."""
+        known: dict[int, str | None] = {}
 
-        def news(entries: Mapping[str, Entry]) -> dict[int, str] | None:
-            found = losses(record, self._world, entries, self._keys)
-            return found if set(found) != known else None
+        def news(entries: Mapping[str, Entry]) -> tuple[dict[int, str], dict[int, str | None]] | None:
+            lost, now = losses(record, self._world, entries, self._keys), world_of(entries, self._keys)
+            processes = {index: now.get(index) for index in lost}
+            return (lost, processes) if processes != known else None
 
         while True:
-            lost = await self._mirror.until(news)
-            for index in set(lost) - known:
-                log.warning("a member is out of this rollout; the others go on", member=index, reason=lost[index])
-                self._run.member_lost(index)
-            known = set(lost)
+            lost, processes = await self._mirror.until(news)
+            for index, process in processes.items():
+                if index not in known or known[index] not in (None, process):
+                    log.warning("a member is out of this rollout; the others go on", member=index, reason=lost[index])
+                    self._run.member_lost(index)
+            known = processes
 
     def _verdict(self, record: PhaseRecord, entries: Mapping[str, Entry]) -> Ended | None:
         reported = counted(entries, self._keys, record)
