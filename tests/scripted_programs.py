@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -22,6 +24,7 @@ from tandem_api import environment as names
 from tandem_api.environment import Environment
 from tandem_api.errors import Fenced, MemberFailed, TryAgain
 from tandem_api.keys import JobKeys
+from tandem_api.logs import configure
 from tandem_api.messages.phases import Member, PhaseRecord
 from tandem_api.messages.trainer import (
     Export,
@@ -43,7 +46,7 @@ from tandem_sidecar.work_client import WorkClient
 from tandem_sidecar.worker import Worker
 
 PACE = 0.1
-"""Seconds that a step and a handoff take."""
+"""Seconds that a handoff takes; a step takes three times as long."""
 DEADLINE = 60.0
 SEGMENT_BYTES = 2**16
 _ECHO = "import sys\nfor line in sys.stdin:\n    sys.stdout.write(line)\n    sys.stdout.flush()"
@@ -101,18 +104,14 @@ class Parts:
             member=self._member.index, incarnation=self._member.incarnation, epoch=record.epoch, capacity=2, wait=0.2
         )
         while True:
-            try:
-                leases = (await self._work.lease(request)).leases
-                await asyncio.sleep(PACE / 3)
-                await self.engine.generate()
-                segments = tuple(_finished(lease, record.weight_version) for lease in leases)
-                if segments:
-                    sender = {"member": request.member, "incarnation": request.incarnation}
-                    await self._work.store(SegmentBatch(**sender, epoch=record.epoch, segments=segments))
-            except TryAgain:
-                await asyncio.sleep(0.05)
-            except Fenced:
-                await asyncio.Event().wait()
+            leases = (await _until_answered(partial(self._work.lease, request))).leases
+            await asyncio.sleep(PACE / 3)
+            await self.engine.generate()
+            segments = tuple(_finished(lease, record.weight_version) for lease in leases)
+            if segments:
+                sender = {"member": request.member, "incarnation": request.incarnation}
+                batch = SegmentBatch(**sender, epoch=record.epoch, segments=segments)
+                await _until_answered(partial(self._work.store, batch))
 
     async def release(self, record: PhaseRecord, part: Part) -> None:
         part.measured["residualBytes"] = 0.0
@@ -141,6 +140,16 @@ class Parts:
     async def succeeded(self, record: PhaseRecord, part: Part) -> None:
         self.engine.stop()
         await self._trainer.ask(FinishRun(epoch=record.epoch, export=False), DEADLINE)
+
+
+async def _until_answered[T](call: Callable[[], Awaitable[T]]) -> T:
+    while True:
+        try:
+            return await call()
+        except TryAgain:
+            await asyncio.sleep(0.05)
+        except Fenced:
+            await asyncio.Event().wait()
 
 
 def _digest(path: str | None) -> str:
@@ -211,7 +220,7 @@ class Rank:
 
     async def _do(self, command: TrainerCommand) -> TrainerReply:
         if isinstance(command, TrainStep):
-            await asyncio.sleep(PACE)
+            await asyncio.sleep(3 * PACE)
             return TrainerReply(path=f"iter-{command.iteration + 1}" if command.save else None)
         if isinstance(command, Export):
             content = os.urandom(SEGMENT_BYTES)
@@ -231,6 +240,7 @@ def agent() -> None:
 
 def main(module: str) -> None:
     env = Environment()
+    configure(process=module, pod=env.text(names.POD_NAME))
     match module:
         case "tandem_sidecar":
             asyncio.run(sidecar(env))

@@ -4,6 +4,7 @@
 import json
 import signal
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ from tandem_cli.chaos.local import holder_of
 from tandem_cli.local.supervisor import descendants
 from tandem_cli.run.directory import RunDirectory
 
-ITERATIONS = 18
+ITERATIONS = 20
 GROUPS = Path("/sys/fs/cgroup")
 
 PLAN = """
 faults:
   - {kind: Kill, target: {component: engine}, phase: Rollout, after: 50ms}
-  - {kind: Kill, target: {component: trainer}, phase: Train, after: 50ms}
+  - {kind: Kill, target: {component: trainer}, phase: Train}
   - {kind: SlowDown, target: {component: engine}, phase: Rollout, for: 500ms, factor: 4}
   - {kind: LoseLease, target: {component: sidecar}, phase: Rollout}
   - {kind: LoseLease, target: {component: orchestrator}, phase: Handoff}
@@ -34,13 +35,13 @@ faults:
   - {kind: Kill, target: {component: etcd}, phase: Train}
 """
 CONFINED = """
-  - {kind: OutOfMemory, target: {component: trainer}, phase: Train, after: 50ms}
+  - {kind: OutOfMemory, target: {component: trainer}, phase: Train}
   - {kind: Partition, target: {component: orchestrator}, phase: Train, for: 1s}
+  - {kind: FillDisk, target: {component: orchestrator}, phase: Rollout, for: 1s}
 """
 STOPPED_FOR_LONG = "faults: [{kind: Stop, target: {component: trainer}, phase: Train, for: 5m}]\n"
 IMPOSSIBLE = """
 faults:
-  - {kind: FillDisk, target: {component: orchestrator}, phase: Train, for: 1s}
   - {kind: Kill, target: {component: pod, index: 1}, phase: Warmup}
 """
 
@@ -71,8 +72,19 @@ class Chaos:
 
 
 @pytest.fixture(scope="module")
-def chaos(tmp_path_factory: pytest.TempPathFactory) -> Chaos:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What the run's directory is in; that has a disk of its own where it can."""
     directory = tmp_path_factory.mktemp("chaos")
+    (directory / "out").mkdir()
+    if can_confine():
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", directory / "out"], check=True)
+    yield directory
+    if can_confine():
+        subprocess.run(["umount", directory / "out"], check=True)
+
+
+@pytest.fixture(scope="module")
+def chaos(directory: Path) -> Chaos:
     run = BrokenRun(directory / "job.yaml", directory / "out", ITERATIONS)
     handoff = {"verify": "Checksums"}
     with scripted_run(directory, run.out, iterations=ITERATIONS, handoff=handoff, runPolicy={"maxRestarts": 50}) as job:
@@ -133,15 +145,12 @@ def test_it_recovers_from_every_fault_and_says_so(chaos: Chaos) -> None:
     (begin,) = chaos.events("begin")
     recovered = chaos.events("recovered")
     assert [event["fault"] for event in recovered] == begin["faults"] == [e["fault"] for e in chaos.events("struck")]
-    moved = {"LoseLease orchestrator", "SlowDown engine", "Stop trainer", "Kill etcd", "Partition orchestrator"}
+    lasting = {"SlowDown engine", "Stop trainer", "Partition orchestrator", "FillDisk orchestrator"}
+    moved = {"LoseLease orchestrator", "Kill etcd", *lasting}
     for event in recovered:
         what = f"{event['fault']['kind']} {event['fault']['target']['component']}"
         assert event["new_world"] is (what not in moved), event
         assert 0 <= event["seconds"] < 60
-
-
-def test_a_fault_hits_the_phase_that_it_is_for(chaos: Chaos) -> None:
-    assert [event["hit"] for event in chaos.events("struck")] == [e["fault"]["phase"] for e in chaos.events("struck")]
 
 
 def test_weights_corrupted_on_their_way_are_refused_by_name(chaos: Chaos) -> None:
@@ -152,14 +161,15 @@ def test_weights_corrupted_on_their_way_are_refused_by_name(chaos: Chaos) -> Non
 def test_what_cannot_be_done_is_refused_by_name_before_anything_is(chaos: Chaos) -> None:
     assert chaos.refused.returncode == 2
     assert chaos.refused.stdout == ""
-    disk, missing, phase = chaos.refused.stderr.splitlines()
-    assert disk.startswith("FillDisk orchestrator: ")
-    assert "give the job a file system of its own" in disk
+    missing, phase = chaos.refused.stderr.splitlines()
     assert missing.startswith("Kill pod 1: in Warmup: ")
     assert phase.startswith("Kill pod 1: the run has 1 hybrid pods")
     if chaos.confined is not None:
         assert chaos.confined.returncode == 2
-        assert "takes root" in chaos.confined.stderr
+        memory, partition, disk = sorted(chaos.confined.stderr.splitlines(), key=lambda line: "FillDisk" in line)
+        assert "takes root" in memory
+        assert "takes root" in partition
+        assert "give the job a file system of its own" in disk
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
@@ -176,7 +186,6 @@ def test_nothing_of_it_is_left_on_the_machine(chaos: Chaos) -> None:
 
 
 def test_where_no_run_goes_on_there_is_nothing_to_break(chaos: Chaos, tmp_path: Path) -> None:
-    for out in (chaos.run.out, tmp_path):
-        done = command(tmp_path, out, PLAN)
-        assert done.returncode == 2
-        assert "no run goes on there" in done.stderr
+    done = command(tmp_path, chaos.run.out, PLAN)
+    assert done.returncode == 2
+    assert "no run goes on there" in done.stderr

@@ -121,7 +121,7 @@ class ClusterJob:
                 if self.seen is not None and (value := condition(self.seen)) is not None:
                     return value
                 if self._ended:
-                    raise JobEnded(f"{self._job.name} has ended")
+                    raise JobEnded(f"{self._job.name} has ended, or cannot be watched any more")
                 await changed.wait()
 
     async def refusals(self, faults: Sequence[Fault]) -> list[Problem]:
@@ -151,6 +151,11 @@ class ClusterJob:
             yield deed
         finally:
             await deed.end()
+
+    def lose_sight(self, _: object) -> None:
+        """Nobody follows the phases any more, so nothing will be heard of them."""
+        self._ended = True
+        self._wake()
 
     async def close(self) -> None:
         """Watch no more."""
@@ -245,6 +250,7 @@ async def attached_to(cluster: Cluster, name: str) -> AsyncIterator[ClusterJob]:
         raise ClusterError(f"{name} has ended ({job.ended.reason}): there is nothing to break")
     found = ClusterJob(cluster, job)
     following = asyncio.create_task(found.follow(await found.watch()), name="follow the job's phases")
+    following.add_done_callback(found.lose_sight)
     try:
         yield found
     finally:

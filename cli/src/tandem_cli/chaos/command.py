@@ -37,9 +37,7 @@ def show_plan(file: PlanFile) -> None:
 @app.command()
 def run(
     file: PlanFile,
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="RLJob on a cluster.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="RLJob on a cluster.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Or: directory of a run on this machine.")] = None,
     namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace of the RLJob.")] = None,
     kubeconfig: Annotated[Path | None, typer.Option(help="Kubeconfig file.", show_default="KUBECONFIG")] = None,

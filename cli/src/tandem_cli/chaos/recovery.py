@@ -45,13 +45,13 @@ class Judge:
         self.reason: str | None = None
         self.new_world = False
         self._before = before
-        self._over_at: int | None = None
+        self._over: tuple[int, float] | None = None
         self._candidate: PhaseRecord | None = None
         self._works = self._rule()
 
     def over(self, seen: Seen) -> None:
-        """The fault has ended."""
-        self._over_at = seen.record.epoch
+        """The fault has ended just now."""
+        self._over = seen.record.epoch, time.time()
 
     def __call__(self, seen: Seen) -> float | None:
         """When it worked again.
@@ -90,10 +90,15 @@ class Judge:
         return time.time() if seen.leader not in (None, self._before.leader) else None
 
     def _moved(self, seen: Seen) -> float | None:
-        return seen.record.started if seen.record.epoch > self._before.record.epoch else None
+        # A phase that could not be written for so long says that it started when it was to.
+        return time.time() if seen.record.epoch > self._before.record.epoch else None
 
     def _settled(self, seen: Seen) -> float | None:
-        return self._ended(seen, lambda record: self._over_at is not None and record.epoch > self._over_at)
+        if self._over is None:
+            return None
+        epoch, ended = self._over
+        works = self._ended(seen, lambda record: record.epoch > epoch)
+        return None if works is None else max(works, ended)
 
     def _served(self, seen: Seen) -> float | None:
         before = self._before.record.epoch

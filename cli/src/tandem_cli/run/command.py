@@ -2,9 +2,11 @@
 """``tandem run`` from the command line to the exit status."""
 
 import asyncio
+import contextlib
 import shlex
 import sys
 from pathlib import Path
+from typing import TextIO, cast
 
 import structlog
 from rich.console import Console
@@ -62,8 +64,22 @@ def _log_to(directory: RunDirectory) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.JSONRenderer(),
         ],
-        logger_factory=structlog.WriteLoggerFactory((directory.logs / "tandem.log").open("a", buffering=1)),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _LogFile(directory.logs / "tandem.log"))),
     )
+
+
+class _LogFile:
+    """A log on a volume that may have no room: a line that cannot be written is lost, and nothing else."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._file.write(text.encode())
+
+    def flush(self) -> None:
+        return
 
 
 def _tell(ending: Ending, file: Path, directory: RunDirectory, console: Console) -> int:

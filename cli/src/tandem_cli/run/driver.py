@@ -76,6 +76,7 @@ class Driver:
         self._keys = JobKeys(job.metadata.namespace, job.metadata.name, job.metadata.uid)
         self._desired: DesiredState | None = None
         self._written: RLJobStatus | None = None
+        self._unwritten: RLJobStatus | None = None
         self._pace = Pace()
         self._began = time.monotonic()
         self._accuracy_before = job.status.accuracy
@@ -133,10 +134,20 @@ class Driver:
     def _record(self, status: RLJobStatus, observed: Observed) -> None:
         self._job = self._job.model_copy(update={"status": status})
         if status != self._written:
-            self._directory.write_status(status)
-            self._written = status
+            self._write(status)
         self._accuracy_before = self._accuracy_before if self._accuracy_before is not None else status.accuracy
         self._display.show(self._view(status, observed.progress))
+
+    def _write(self, status: RLJobStatus) -> None:
+        """The file is for others to read: where there is no room for it the run goes on, and a later look writes it."""
+        try:
+            self._directory.write_status(status)
+        except OSError as error:
+            if self._unwritten is None:
+                self._display.note(f"{self._directory.status} cannot be written: {error.strerror}; the run goes on")
+            self._unwritten = status
+        else:
+            self._written, self._unwritten = status, None
 
     def _view(self, status: RLJobStatus, progress: Progress | None) -> View:
         iterations = self._job.spec.iterations
