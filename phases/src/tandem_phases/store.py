@@ -27,7 +27,8 @@ log = structlog.get_logger()
 REQUEST_TIMEOUT = 5.0
 COMMIT_ATTEMPTS = 3
 _GRPC_OPTIONS = {
-    "grpc.keepalive_time_ms": 5000,
+    # etcd closes the connection of a client that pings more often than every 5 s, as two late pings may seem to.
+    "grpc.keepalive_time_ms": 7000,
     "grpc.keepalive_timeout_ms": 3000,
     "grpc.keepalive_permit_without_calls": 1,
     "grpc.http2.max_pings_without_data": 0,
