@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a barrier costs with many members on one etcd; run by ``make bench-phases``. Exit status 1: a goal is missed.
 
-etcd is real and syncs its log to the disk. The leader is the orchestrator's own code: lead, move, attend. The members
+etcd is real; as in local mode it does not wait for the disk. The leader is the orchestrator's own code. The members
 are simulated: each is the sidecar's own worker with its own connection, place and acks, but its part of a phase is a
 script, and many share a process and a machine with etcd and the leader.
 
