@@ -79,6 +79,9 @@ def out_of_memory(targets: Targets) -> Deed:
     targets.demand()
     with _grouped(targets.all, group) as limited, first_victims(targets.all):
         _limit_file(limited).write_text(str(_LITTLE_MEMORY))
+        for without_swap, limit in (("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", _LITTLE_MEMORY)):
+            with contextlib.suppress(OSError):  # a kernel without accounting of swap has no such file
+                (limited / without_swap).write_text(str(limit))
         for _ in range(_TRIES):
             yield from until_one_is_killed(targets, 2 * _LITTLE_MEMORY, lambda: _join(os.getpid(), limited))
             if not targets.whole:
@@ -191,7 +194,7 @@ def _grouped(processes: Iterable[Process], group: Path) -> Iterator[Path]:
                 _join(process.pid, group)
         yield group
     finally:
-        for limit in ("memory.max", "memory.limit_in_bytes"):
+        for limit in ("memory.max", "memory.memsw.limit_in_bytes", "memory.limit_in_bytes"):
             with contextlib.suppress(OSError):
                 (group / limit).write_text("max" if limit == "memory.max" else "-1")
         _dissolve(group, home or group.parent)
