@@ -163,6 +163,7 @@ def explore(machine: type[Faults], examples: int, steps: int, *, same: bool) -> 
     run_state_machine_as_test(machine, settings=chosen)
 
 
+@pytest.mark.soak
 def test_the_rules_hold_in_any_order_of_faults(machine: type[Faults]) -> None:
     explore(machine, examples=4, steps=12, same=True)
 

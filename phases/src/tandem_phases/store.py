@@ -317,7 +317,8 @@ class Store:
                 response = _uncancelled(await call.read())
             except (rpc.AioRpcError, TryAgain) as error:
                 await self._disconnect(client)
-                raise TryAgain(f"the watch on etcd broke: {error}") from error
+                reason = error.details() if isinstance(error, rpc.AioRpcError) else error
+                raise TryAgain(f"the watch on etcd broke: {reason}") from error
             except asyncio.CancelledError as error:
                 raise _closed_or_cancelled(error, "watch") from None
             for event in response.events:
