@@ -18,9 +18,11 @@ from tandem_cli.chaos import confinement
 from tandem_cli.chaos.deeds import Refused
 from tandem_cli.chaos.local import holder_of
 from tandem_cli.local.supervisor import descendants
+from tandem_cli.run.command import INTERRUPTED
 from tandem_cli.run.directory import RunDirectory
 
-ITERATIONS = 20
+ITERATIONS = 10_000
+"""More than there is time for, however slow the commands: the run is saved and stopped in the end."""
 GROUPS = Path("/sys/fs/cgroup")
 
 PLAN = """
@@ -95,6 +97,7 @@ def chaos(directory: Path) -> Chaos:
         confined = None if can_confine() else command(directory, run.out, "faults:" + CONFINED)
         whole = command(directory, run.out, PLAN + (CONFINED if can_confine() else ""))
         books = Books.of(run.out)
+        job.send_signal(signal.SIGTERM)
         run.status = job.wait(60)
         run.lost = books.lost(Books.of(run.out))
     print((directory / "run.log").read_text(), whole.stdout, whole.stderr)
@@ -132,11 +135,11 @@ def left_stopped(out: Path) -> int:
     return states.count("T")
 
 
-def test_the_run_succeeds_and_its_books_balance(chaos: Chaos) -> None:
-    assert chaos.run.status == 0
+def test_the_run_goes_on_until_it_is_stopped_and_its_books_balance(chaos: Chaos) -> None:
+    assert chaos.run.status == INTERRUPTED
     assert chaos.run.lost == []
     assert chaos.run.gaps() == []
-    assert chaos.run.trained() == list(range(ITERATIONS))
+    assert chaos.run.trained() == list(range(len(chaos.run.trained())))
     assert max(chaos.run.batches_of_trajectories().values()) == 1
 
 
