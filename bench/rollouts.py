@@ -189,7 +189,7 @@ async def measure(table: Table, console: Console, iterations: int) -> SpeedCurve
 
 
 async def bench(options: argparse.Namespace) -> int:
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     table = Table("lengths", "engines", "rollouts", "iteration s", "of the ideal", "s per 1M trained", "x", "oldest")
     if options.curve is not None:
         curve = SpeedCurve(**json.loads(options.curve.read_text()))
