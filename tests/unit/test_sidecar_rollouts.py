@@ -32,11 +32,13 @@ PARTIAL = Generation((7, 8), (-0.1, -0.2), (VersionSpan(version=3, count=2),), F
 
 
 class PausingEngine:
-    """Answers what runs when it is paused, and holds what comes later: as vLLM does."""
+    """Answers what runs when it is paused, and holds what comes later until it is aborted by name: as vLLM does."""
 
-    def __init__(self, late: frozenset[str], alive: bool = True) -> None:
+    def __init__(self, late: frozenset[str], alive: bool = True, deaf: bool = False) -> None:
         self._late = late
         self._alive = alive
+        self._deaf = deaf
+        self._aborted: dict[str, asyncio.Event] = {}
         self._paused = asyncio.Event()
         self._asked: set[str] = set()
         self.full = asyncio.Event()
@@ -48,8 +50,14 @@ class PausingEngine:
             self.full.set()
         await self._paused.wait()
         if trajectory in self._late:
-            await asyncio.Event().wait()
+            await self._aborted.setdefault(request, asyncio.Event()).wait()
+            yield Generation((), (), finish=Finish.ABORT)
+            return
         yield PARTIAL
+
+    async def abort(self, *requests: str) -> None:
+        for request in () if self._deaf else requests:
+            self._aborted[request].set()
 
     async def pause(self) -> None:
         self._paused.set()
@@ -98,12 +106,13 @@ async def test_partial_tokens_are_brought_back_when_the_engine_pauses() -> None:
     assert {name: segment.tokens for name, segment in work.segments.items()} == {"t0": (7, 8), "t1": (7, 8)}
 
 
-async def test_a_request_that_reached_the_engine_after_the_pause_is_withdrawn_and_its_lease_goes_back(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("deaf", "answer"), [(False, 60.0), (True, 0.05)], ids=["aborted", "withdrawn"])
+async def test_a_request_that_reached_the_engine_after_the_pause_is_ended_and_its_lease_goes_back(
+    monkeypatch: pytest.MonkeyPatch, deaf: bool, answer: float
 ) -> None:
-    monkeypatch.setattr(module, "_ANSWER", 0.05)
+    monkeypatch.setattr(module, "_ANSWER", answer)
     work = Work("t0", "t1")
-    rollouts = await rolling(PausingEngine(late=frozenset({"t1"})), work)
+    rollouts = await rolling(PausingEngine(late=frozenset({"t1"}), deaf=deaf), work)
     async with asyncio.timeout(10):
         await rollouts.drain()
     assert work.segments["t0"].tokens == (7, 8)

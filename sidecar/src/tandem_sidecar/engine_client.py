@@ -113,9 +113,9 @@ class EngineClient:
                 return
         raise TryAgain("vLLM ended an answer without saying why")
 
-    async def abort(self, request: str) -> None:
-        """End one request of :meth:`generate`: its stream ends with what there is."""
-        await self._post("/abort_requests", {"request_ids": [f"generate-tokens-{request}"]})
+    async def abort(self, *requests: str) -> None:
+        """End requests of :meth:`generate`: their streams end with what there is."""
+        await self._post("/abort_requests", {"request_ids": [f"generate-tokens-{request}" for request in requests]})
 
     async def _events(self, route: str, body: dict[str, Any]) -> AsyncGenerator[Any]:
         """The server-sent events of an answer, to its end."""

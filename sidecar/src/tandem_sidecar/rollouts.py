@@ -21,6 +21,7 @@ log = structlog.get_logger()
 _LONG_POLL = 10.0
 _RENEWAL = 30.0
 _ANSWER = 5.0
+_LATE = 0.1
 _RETRY = 0.5
 _MOST_SEGMENTS = 1024
 _MOST_TOKENS = 2**20
@@ -118,12 +119,16 @@ class Rollouts:
     async def _gather_answers(self) -> None:
         """The answers to what the pause aborted.
 
-        A request that reached the engine after the pause is not aborted: it would wait for the engine to resume. It
-        has generated nothing, so it is withdrawn, and its lease goes back.
+        A request that reached the engine after the pause is not aborted by it: it would wait for the engine to resume.
+        It has generated nothing; it is aborted by name, or withdrawn if that does not help, and its lease goes back.
         """
-        if not self._generating:
-            return
-        _, late = await asyncio.wait(self._generating.values(), timeout=_ANSWER)
+        late = set(self._generating.values())
+        with contextlib.suppress(TryAgain, MemberFailed, TimeoutError):
+            async with asyncio.timeout(_ANSWER):
+                while late:
+                    _, late = await asyncio.wait(late, timeout=_LATE)
+                    if late:
+                        await self._engine.abort(*(task.get_name() for task in late))
         for task in late:
             task.cancel()
         if late:
@@ -155,18 +160,19 @@ class Rollouts:
                 log.warning("this rollout is over for us", error=str(error))
                 return
             for lease in grant.leases:
-                self._generating[lease.trajectory] = asyncio.create_task(self._generate(lease))
+                name = f"{lease.trajectory}.{lease.offset}.{self._epoch}"
+                self._generating[lease.trajectory] = asyncio.create_task(self._generate(lease, name), name=name)
 
     def _capacity(self) -> int:
         """How many more trajectories may be pulled: none while too much waits to be sent."""
         return self._most - len(self._generating) if len(self._unsent) < self._most else 0
 
-    async def _generate(self, lease: Lease) -> None:
+    async def _generate(self, lease: Lease, name: str) -> None:
         response = Response(lease, self._weight_version, self._repetition)
         try:
             with self._busy.block():
                 self._metrics.generates(len(self._generating))
-                await self._collect(lease, response)
+                await self._collect(lease, name, response)
         except (TryAgain, MemberFailed) as error:
             log.warning("the engine failed a request", error=str(error))
             self.fail(str(error))
@@ -179,9 +185,8 @@ class Rollouts:
             self._metrics.generates(len(self._generating))
             self._metrics.generated(segment)
 
-    async def _collect(self, lease: Lease, response: Response) -> None:
+    async def _collect(self, lease: Lease, name: str, response: Response) -> None:
         """Stream the answer into ``response``, and end it early once it repeats itself."""
-        name = f"{lease.trajectory}.{lease.offset}.{self._epoch}"
         aborted = False
         pieces = self._engine.generate(name, lease.tokens, lease.max_new_tokens, lease.sampling)
         async with contextlib.aclosing(pieces):
