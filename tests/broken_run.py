@@ -8,6 +8,7 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class Books:
     @classmethod
     def of(cls, out: Path) -> "Books":
         books = cls()
-        with sqlite3.connect(out / "buffer.sqlite") as db:
+        with closing(sqlite3.connect(out / "buffer.sqlite")) as db:
             for trajectory, offset, tokens in db.execute("SELECT trajectory, offset, tokens FROM segments"):
                 books.segments[trajectory, offset] = hashlib.sha256(tokens).hexdigest()
             books.batches = dict(db.execute("SELECT iteration, digest FROM batches").fetchall())
@@ -91,7 +92,7 @@ class BrokenRun:
 
     def batches_of_trajectories(self) -> Counter[str]:
         """In how many batches each trajectory is."""
-        with sqlite3.connect(self.out / "buffer.sqlite") as db:
+        with closing(sqlite3.connect(self.out / "buffer.sqlite")) as db:
             rows = db.execute("SELECT members FROM batches").fetchall()
         return Counter(name for (members,) in rows for name, *_ in json.loads(members))
 
@@ -99,7 +100,7 @@ class BrokenRun:
         """Trajectories whose segments do not follow one another."""
         ends: dict[str, int] = {}
         found = []
-        with sqlite3.connect(self.out / "buffer.sqlite") as db:
+        with closing(sqlite3.connect(self.out / "buffer.sqlite")) as db:
             rows = db.execute("SELECT trajectory, offset, tokens FROM segments ORDER BY trajectory, offset")
             for trajectory, offset, tokens in rows:
                 if offset != ends.get(trajectory, 0):

@@ -262,8 +262,10 @@ def test_a_second_interrupt_stops_at_once(manifest: Path, tmp_path: Path) -> Non
         until_rollout(out)
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=10)
+        stdout, _ = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert "Nothing had to be saved yet" in stdout
+    assert status(out)["phase"] == "Rollout"
     assert processes_of(tmp_path) == []
 
 

@@ -6,6 +6,7 @@ import json
 import signal
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class Interrupted:
 
 
 def batches(out: Path) -> dict[int, str]:
-    with sqlite3.connect(out / "buffer.sqlite") as db:
+    with closing(sqlite3.connect(out / "buffer.sqlite")) as db:
         return dict(db.execute("SELECT iteration, digest FROM batches").fetchall())
 
 
@@ -127,7 +128,7 @@ def test_after_each_handoff_the_engine_computes_with_the_trainers_weights(run: I
 def test_the_exported_model_loads_with_transformers_and_gives_the_engines_log_probs(run: Interrupted) -> None:
     job = load(run.file)
     corpus = Corpus.read(Job("default", job.metadata.name, "uid", job.spec), run.out)
-    with sqlite3.connect(run.out / "buffer.sqlite") as db:
+    with closing(sqlite3.connect(run.out / "buffer.sqlite")) as db:
         rows = db.execute(
             "SELECT t.id, g.prompt FROM trajectories t JOIN groups g ON g.id = t.group_id "
             "WHERE g.kind = ? AND t.oldest = ? ORDER BY t.id LIMIT 8",
