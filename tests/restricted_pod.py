@@ -11,11 +11,11 @@ import os
 import struct
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from tandem_orchestrator.sandbox import kernel
 
+ROOT = Path(__file__).resolve().parents[1]
 USER = 65532
 _PRIVATE, _BIND, _RECURSIVE, _READ_ONLY = 0x40000, 0x1000, 0x4000, 1
 _AT_FDCWD = -100
@@ -28,9 +28,13 @@ def become(profile: str) -> None:
     if os.geteuid() == 0:
         os.unshare(os.CLONE_NEWNS)
         kernel.mount("none", "/", "", _RECURSIVE | _PRIVATE)
-        _uncover(Path(sys.base_prefix))
+        needed = {path: os.open(path, os.O_PATH) for path in (Path(sys.base_prefix), ROOT)}
         for place in ("/tmp", "/dev/shm"):
             kernel.mount("tmpfs", place, "tmpfs", 0, "size=64m,mode=1777")
+        for closed in {above for path in needed for above in _closed_above(path)}:
+            kernel.mount("tmpfs", str(closed), "tmpfs", 0, "size=1m,mode=755")
+        for path, directory in needed.items():
+            _show(path, directory)
         _read_only("/")
         os.setgroups([])
         os.setresgid(USER, USER, USER)
@@ -42,16 +46,16 @@ def become(profile: str) -> None:
         )
 
 
-def _uncover(prefix: Path) -> None:
-    """Make ``prefix`` reachable for everybody, where a directory above it is its owner's alone."""
-    closed = next((above for above in reversed(prefix.parents) if not above.stat().st_mode & 1), None)
-    if closed is None:
-        return
-    aside = tempfile.mkdtemp()
-    kernel.mount(str(prefix), aside, "", _BIND | _RECURSIVE)
-    kernel.mount("tmpfs", str(closed), "tmpfs", 0, "size=1m,mode=755")
-    prefix.mkdir(parents=True)
-    kernel.mount(aside, str(prefix), "", _BIND | _RECURSIVE)
+def _closed_above(path: Path) -> list[Path]:
+    """The topmost directory above ``path`` that is its owner's alone, if there is one."""
+    return [above for above in reversed(path.parents) if above.exists() and not above.stat().st_mode & 1][:1]
+
+
+def _show(path: Path, directory: int) -> None:
+    """Have the open ``directory`` at ``path`` again, if something was mounted over it."""
+    if not path.exists():
+        path.mkdir(parents=True)
+        kernel.mount(f"/proc/self/fd/{directory}", str(path), "", _BIND | _RECURSIVE)
 
 
 def _read_only(path: str) -> None:

@@ -3,6 +3,7 @@
 
 import os
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +16,8 @@ _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 
 INNER_USER = 65534
 """Who a program is inside: nobody."""
-WORK = "/tmp"  # noqa: S108 - of a root that only the program sees
+WORK = "/var/tmp" if Path(sys.prefix).is_relative_to("/tmp") else "/tmp"  # noqa: S108
+"""Where a program may write, in a root that only it sees; elsewhere if that would cover its own interpreter."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 _LINKS = ("/lib", "/lib64", "/lib32", "/libx32", "/bin")
 
@@ -54,7 +56,7 @@ def enter(root: Path, visible: Sequence[str]) -> None:
     kernel.mount("tmpfs", str(root), "tmpfs", _NO_SETUID, "size=1m,mode=755")
     for path in visible:
         _show(root, path)
-    (root / WORK[1:]).mkdir(mode=0o700, exist_ok=True)
+    (root / WORK[1:]).mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chdir(root)
     kernel.call("pivot_root", b".", b".")
     kernel.call("umount2", b".", _DETACH)
