@@ -16,7 +16,7 @@ _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 
 INNER_USER = 65534
 """Who a program is inside: nobody."""
-WORK = "/var/tmp" if Path(sys.prefix).is_relative_to("/tmp") else "/tmp"  # noqa: S108
+WORK = "/work" if Path(sys.prefix).is_relative_to("/tmp") else "/tmp"  # noqa: S108
 """Where a program may write, in a root that only it sees; elsewhere if that would cover its own interpreter."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 _LINKS = ("/lib", "/lib64", "/lib32", "/libx32", "/bin")
