@@ -17,6 +17,7 @@ log = structlog.get_logger()
 _FIRST_WAIT = 0.1
 _LONGEST_WAIT = 2.0
 _QUICK_LOOK = 0.0001
+_STOP_SECONDS = 5.0
 
 
 class Mirror:
@@ -65,7 +66,7 @@ class Mirror:
     async def _stop(self) -> None:
         for task in self._following:
             task.cancel()
-        await asyncio.wait(self._following)
+        await asyncio.wait(self._following, timeout=_STOP_SECONDS)
 
     async def until[T](self, condition: Callable[[Mapping[str, Entry]], T | None], timeout: float | None = None) -> T:
         """The first value other than None that ``condition`` gives on the entries, now or after a change.

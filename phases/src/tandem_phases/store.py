@@ -180,7 +180,11 @@ class Store:
         client = self._client
         if client is not None and client is failed:
             self._client = None
-            await client.close()
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await client.close()
+            except TimeoutError:
+                log.warning("the connection to etcd did not close in time; it is left behind")
 
     async def _call[T](self, operation: Callable[[aetcd.Client], Awaitable[T]]) -> T:
         client = self._connection()
