@@ -160,8 +160,6 @@ class Container:
             process.kill()
         probing = asyncio.create_task(self._await_start(process))
         try:
-            if self._stopping.is_set():  # while it was being started
-                process.kill()
             return await process.wait()
         except asyncio.CancelledError:
             process.kill()
