@@ -4,6 +4,7 @@
 import asyncio
 import shutil
 import tempfile
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from orchestrator_world import EOS, Engine, make_job, prompt_file, segment
 from safetensors.numpy import load
+from waiting import DEADLINE
 
 from tandem_api.messages.work import Finish, Lease, Segment
 from tandem_orchestrator.leases import Holder
@@ -147,14 +149,13 @@ class ExactlyOnce(RuleBasedStateMachine):
     @rule(length=st.integers(1, 12))
     def fill_the_batch_and_train(self, length: int) -> None:
         self.all_leases_run_out()
-        for _ in range(200):
-            if self.run.rollout_complete:
-                break
+        end = time.monotonic() + DEADLINE
+        while not self.run.rollout_complete:
+            assert time.monotonic() < end, f"the batch is not complete within {DEADLINE:g} s"
             for member in (0, 1):
                 self.lease(member, 8)
             self.finish_what_is_leased(length)
             self.loop.run_until_complete(asyncio.sleep(0.001))
-        assert self.run.rollout_complete
         self.wait(self.run.close_rollout())
         body = self.wait(self.run.batch(self.iteration))
         assert body is not None
