@@ -16,6 +16,7 @@ LEAST_SAMPLES = 2
 MOST_NEW = 2
 """Batches' worth of groups that one iteration may begin (partial rollouts)."""
 
+_UNFINISHED = (State.WAITING, State.PARTIAL)
 _SETTLED = (State.SCORED, State.DROPPED)
 
 
@@ -101,6 +102,21 @@ class Book:
         if row.oldest is not None:
             trajectory.oldest = row.oldest if trajectory.oldest is None else min(trajectory.oldest, row.oldest)
         return trajectory
+
+    def catch_up(self, rows: Iterable[TrajectoryRow]) -> None:
+        """Bring trajectories to what the buffer has of them.
+
+        That is more than is known here when another orchestrator on the volume stored it, or a request broke off.
+        """
+        for row in rows:
+            trajectory = self.trajectories.get(row.id)
+            if trajectory is None or trajectory.state not in _UNFINISHED or row.length < trajectory.length:
+                continue
+            trajectory.state = row.state if row.state in _UNFINISHED else State.FINISHED
+            trajectory.length, trajectory.oldest, trajectory.finish = row.length, row.oldest, row.finish
+            trajectory.spent, trajectory.spent_in = row.spent, row.spent_in
+            if row.state in _SETTLED:
+                self.settle(ScoreRow(row.id, row.score, row.correct, row.error))
 
     def settle(self, row: ScoreRow) -> None:
         """Bring a trajectory to the verdict that was just stored."""

@@ -176,8 +176,7 @@ class Rollout:
         )
 
     def _sampling(self, group: Group, trajectory: TrajectoryRow) -> Sampling:
-        rollout, held_out = self._spec.rollout, self._spec.data.evaluation
-        stop = self._corpus.tokenizer.stop_tokens
+        rollout, held_out, stop = self._spec.rollout, self._spec.data.evaluation, self._corpus.tokenizer.stop_tokens
         if group.row.kind is Kind.EVALUATION and held_out and held_out.samples_per_prompt == 1:
             return Sampling(temperature=0.0, stop_token_ids=stop)
         seed = trajectory_seed(self._spec.seed, trajectory.id, trajectory.length)
@@ -235,6 +234,8 @@ class Rollout:
                 if outcome is Outcome.STORED and row.state and self._book.grow(row, row.state, self.iteration):
                     self._former[row.trajectory] = batch.member
                     self._brought[batch.member] = (self._brought.get(batch.member, (0, now))[0] + row.count, now)
+            if any(outcome is not Outcome.STORED for outcome in outcomes):
+                self._book.catch_up(await self._buffer.trajectories(row.trajectory for row in rows))
             for name in receipt:
                 self._resume(name, holder)
             await self._move_on()
@@ -366,7 +367,8 @@ class Rollout:
             self._leases.done(name)
 
     async def stop(self) -> None:
-        """End scoring; what is not scored yet is scored by the next rollout. What is being stored is stored."""
+        """Tell who waits, and end scoring, which the next rollout goes on with. What is being stored is stored."""
+        self._announce()
         while self._stores:
             await self.news.wait()
         await self._verdicts.stop()

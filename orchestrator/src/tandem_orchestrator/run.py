@@ -308,7 +308,6 @@ class Run:
             self._expiring = None
         if self._rollout is not None:
             rollout, self._rollout = self._rollout, None
-            rollout.news.set()
             await rollout.stop()
 
     async def _expire(self, rollout: Rollout) -> None:

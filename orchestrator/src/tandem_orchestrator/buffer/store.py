@@ -13,8 +13,8 @@ from pathlib import Path
 
 import structlog
 
-from tandem_api.messages.work import Finish
 from tandem_orchestrator.buffer.append import append
+from tandem_orchestrator.buffer.queries import generated, live, prompts_of, trajectories
 from tandem_orchestrator.buffer.rows import (
     BatchRow,
     Generated,
@@ -33,7 +33,6 @@ from tandem_orchestrator.buffer.writer import Writer
 
 log = structlog.get_logger()
 
-_TRAJECTORY = "id, group_id, sample, state, length, oldest, spent, spent_in, finish, score, correct, error"
 _RETRY_SECONDS = 0.5
 _PROBE_BYTES = 2**20
 
@@ -102,7 +101,11 @@ class Buffer:
 
     async def live(self) -> tuple[list[GroupRow], list[TrajectoryRow]]:
         """All open groups in order of id, and their trajectories."""
-        return await self._read(_live)
+        return await self._read(live)
+
+    async def trajectories(self, names: Iterable[str]) -> list[TrajectoryRow]:
+        """These trajectories as they are on disk; those that it does not know are left out."""
+        return await self._read(partial(trajectories, names=list(names)))
 
     async def next_group(self) -> int:
         """The first id that no group has."""
@@ -125,11 +128,11 @@ class Buffer:
 
     async def generated(self, trajectories: Iterable[str]) -> dict[str, Generated]:
         """What was generated so far, of each of these trajectories."""
-        return await self._read(partial(_generated, trajectories=list(trajectories)))
+        return await self._read(partial(generated, trajectories=list(trajectories)))
 
     async def prompts_of(self, trajectories: Iterable[str]) -> dict[str, str]:
         """The id of the prompt of each of these trajectories."""
-        return await self._read(partial(_prompts_of, trajectories=list(trajectories)))
+        return await self._read(partial(prompts_of, trajectories=list(trajectories)))
 
     async def score(self, rows: Sequence[ScoreRow]) -> None:
         """Note verdicts; a trajectory without one is dropped with its reason."""
@@ -237,65 +240,6 @@ def _newest_checkpoint(db: sqlite3.Connection) -> tuple[int, str] | None:
         "SELECT iteration, path FROM checkpoints ORDER BY iteration DESC LIMIT 1"
     ).fetchone()
     return row
-
-
-def _live(db: sqlite3.Connection) -> tuple[list[GroupRow], list[TrajectoryRow]]:
-    trajectories = [
-        _trajectory(*row)
-        for row in db.execute(
-            f"SELECT {_TRAJECTORY} FROM trajectories WHERE group_id IN "  # noqa: S608 - constant text
-            "(SELECT id FROM groups WHERE state = 'open') ORDER BY group_id, sample"
-        )
-    ]
-    samples: dict[int, int] = {}
-    for trajectory in trajectories:
-        samples[trajectory.group] = samples.get(trajectory.group, 0) + 1
-    groups = [
-        GroupRow(row[0], Kind(row[1]), row[2], row[3], samples.get(row[0], 0))
-        for row in db.execute("SELECT id, kind, prompt, iteration FROM groups WHERE state = 'open' ORDER BY id")
-    ]
-    return groups, trajectories
-
-
-def _trajectory(
-    name: str,
-    group: int,
-    sample: int,
-    state: str,
-    length: int,
-    oldest: int | None,
-    spent: int,
-    spent_in: int,
-    finish: str | None,
-    score: float | None,
-    correct: int | None,
-    error: str | None,
-) -> TrajectoryRow:
-    ended = Finish(finish) if finish else None
-    return TrajectoryRow(
-        name, group, sample, State(state), length, oldest, spent, spent_in, ended, score, bool(correct), error
-    )
-
-
-def _generated(db: sqlite3.Connection, trajectories: list[str]) -> dict[str, Generated]:
-    pieces: dict[str, list[tuple[bytes, bytes, bytes]]] = {name: [] for name in trajectories}
-    for name, *piece in db.execute(
-        "SELECT trajectory, tokens, logprobs, versions FROM segments "
-        "WHERE trajectory IN (SELECT value FROM json_each(?)) ORDER BY trajectory, offset",
-        (json.dumps(trajectories),),
-    ):
-        pieces[name].append((piece[0], piece[1], piece[2]))
-    return {name: Generated.joined(found) for name, found in pieces.items()}
-
-
-def _prompts_of(db: sqlite3.Connection, trajectories: list[str]) -> dict[str, str]:
-    return dict(
-        db.execute(
-            "SELECT t.id, g.prompt FROM trajectories t JOIN groups g ON g.id = t.group_id "
-            "WHERE t.id IN (SELECT value FROM json_each(?))",
-            (json.dumps(trajectories),),
-        ).fetchall()
-    )
 
 
 def _score(db: sqlite3.Connection, rows: Sequence[ScoreRow]) -> None:
