@@ -12,8 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
 from api_tls import certificate_alone, secret
 from ports import free_port
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from trainer_world import START_SECONDS, TOKEN, Orchestrator, batch, job_spec
 
 from tandem_api.messages.trainer import Load, Offload, TrainerCommand, TrainerReply, TrainStep
@@ -30,6 +34,7 @@ class PodOfTrainer:
         self.directory = directory / f"pod-{index}"
         self.directory.mkdir()
         self.client = TrainerClient(self.directory, 1)
+        self.checkpoints = Path(environment["TANDEM_CHECKPOINT_DIR"])
         self._environment = environment | {
             "TANDEM_RUN_DIR": str(self.directory),
             "JOB_COMPLETION_INDEX": str(index),
@@ -77,7 +82,7 @@ class PodOfTrainer:
 @pytest.fixture(scope="module")
 def orchestrator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orchestrator]:
     orchestrator = Orchestrator(tls=secret(tmp_path_factory.mktemp("orchestrator") / "api-tls", "localhost"))
-    for iteration in range(3):
+    for iteration in range(4):
         orchestrator.put_batch(iteration, batch(iteration, iteration))
     with orchestrator.serving():
         yield orchestrator
@@ -126,23 +131,46 @@ def step(epoch: int, iteration: int, save: bool = False) -> TrainStep:
     return TrainStep(epoch=epoch, iteration=iteration, weight_version=iteration, save=save)
 
 
-async def test_a_world_goes_on_exactly_after_a_rank_or_a_pod_was_killed_in_a_step(pods: list[PodOfTrainer]) -> None:
+async def finish(pods: list[PodOfTrainer], epoch: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Train on the two batches after the first: the losses, and what is on disk then."""
+    middle, last = await ask(pods, step(epoch, 1)), await ask(pods, step(epoch + 1, 2, save=True))
+    assert last.path is not None
+    return [reply.measured["loss"] for reply in (middle, last)], tensors(pods[0].checkpoints / last.path)
+
+
+def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, whole: float32 weights and the moments of the optimizer."""
+    found = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    state = {
+        name: torch.empty(one.size, dtype=one.properties.dtype)
+        for name, one in found.items()
+        if isinstance(one, TensorStorageMetadata)
+    }
+    dcp.load(state, storage_reader=FileSystemReader(checkpoint), no_dist=True)
+    return state
+
+
+async def test_a_world_whose_rank_or_pod_was_killed_in_a_step_ends_with_the_same_weights_bit_for_bit(
+    pods: list[PodOfTrainer],
+) -> None:
     await recover(pods, 1, None)
     checkpoint = (await ask(pods, step(2, 0, save=True))).path
-    undisturbed = (await ask(pods, step(3, 1))).measured["loss"]
+    losses, undisturbed = await finish(pods, 3)
+    assert torch.float32 in {tensor.dtype for name, tensor in undisturbed.items() if "weight" in name}
 
     kubelets = [asyncio.create_task(pod.keep()) for pod in pods]
-    losses = []
     for epoch, kill in ((10, pods[1].kill_rank), (20, pods[1].kill), (30, pods[0].kill)):
         # The other pod's rank is in the step, waiting for one that will not come.
         alone = pods[0] if kill != pods[0].kill else pods[1]
-        waiting = asyncio.create_task(alone.client.ask(step(epoch, 2), START_SECONDS))
+        waiting = asyncio.create_task(alone.client.ask(step(epoch, 3), START_SECONDS))
         await asyncio.wait([waiting], timeout=1.0)
         kill()
         waiting.cancel()
         await asyncio.wait([waiting])
         await recover(pods, epoch + 1, checkpoint)
-        losses.append((await ask(pods, step(epoch + 2, 1))).measured["loss"])
-    assert losses == [undisturbed] * 3
+        again, recovered = await finish(pods, epoch + 2)
+        assert again == losses
+        assert recovered.keys() == undisturbed.keys()
+        assert [name for name, tensor in recovered.items() if not torch.equal(tensor, undisturbed[name])] == []
     for kubelet in kubelets:
         kubelet.cancel()
