@@ -16,7 +16,7 @@ from kubernetes.stream import ws_client
 from waiting import until
 
 from tandem_api.labels import HYBRID, ORCHESTRATOR
-from tandem_cli.chaos.deeds import children_of
+from tandem_cli.chaos.targets import children_of
 from tandem_cli.cluster.objects import Container, Job, Pod
 
 SOON = 20.0

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from waiting import until
 
-from tandem_cli.chaos import deeds
+from tandem_cli.chaos.deeds import check_own_file_system
+from tandem_cli.chaos.program import program
+from tandem_cli.chaos.targets import Refused
 
 SOON = 20.0
 SIZE = 4 * 2**20
@@ -23,7 +25,7 @@ class Deed:
     def __init__(self, directory: Path) -> None:
         order = {"deed": "FillDisk", "component": "orchestrator", "directory": str(directory), "seconds": 300.0}
         script = f"mount -t tmpfs -o size={SIZE} tmpfs {directory} && echo data > {directory}/file && echo mounted"
-        program = [sys.executable, "-I", "-S", str(deeds.__file__), json.dumps(order)]
+        command = [sys.executable, "-I", "-S", "-c", program("deeds", "targets"), json.dumps(order)]
         self._process = subprocess.Popen(
             [
                 "unshare",
@@ -34,7 +36,7 @@ class Deed:
                 "-c",
                 f'{script} && "$@"; exec sleep 300',
                 "sh",
-                *program,
+                *command,
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -91,5 +93,5 @@ def test_a_full_disk_has_no_byte_left_and_all_of_them_afterwards(deed: Deed) -> 
 
 
 def test_a_disk_that_others_use_is_not_filled(tmp_path: Path) -> None:
-    with pytest.raises(deeds.Refused, match="so that others' disk would be full as well"):
-        deeds.check_own_file_system(tmp_path)
+    with pytest.raises(Refused, match="so that others' disk would be full as well"):
+        check_own_file_system(tmp_path)

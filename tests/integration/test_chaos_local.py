@@ -15,8 +15,8 @@ from runs import TANDEM
 from scripted_run import scripted_run
 
 from tandem_cli.chaos import confinement
-from tandem_cli.chaos.deeds import Refused
 from tandem_cli.chaos.local import holder_of
+from tandem_cli.chaos.targets import Refused
 from tandem_cli.local.supervisor import descendants
 from tandem_cli.run.command import INTERRUPTED
 from tandem_cli.run.directory import RunDirectory

@@ -12,8 +12,8 @@ import pytest
 from broken_run import RUN_SECONDS, START_SECONDS, broken_run
 
 from tandem_cli.chaos import confinement
-from tandem_cli.chaos.deeds import Refused
 from tandem_cli.chaos.plan import Fault, Kind, Plan, RandomFaults, dumped
+from tandem_cli.chaos.targets import Refused
 
 PLANS = int(os.environ.get("TANDEM_CHAOS_PLANS", "100"))
 SECONDS = float(os.environ.get("TANDEM_CHAOS_SECONDS", "10800"))

@@ -7,7 +7,6 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from importlib import resources
 from typing import Any
 
 from kubernetes.stream import ws_client
@@ -16,8 +15,9 @@ from tandem_api.errors import Problem
 from tandem_api.labels import HYBRID, ORCHESTRATOR
 from tandem_api.messages.phases import PhaseName, PhaseRecord
 from tandem_cli.chaos.deed_channel import ArmedDeed, order_of
-from tandem_cli.chaos.place import ArmedFault, AtOnce, JobEnded, NotDone, Seen
+from tandem_cli.chaos.place import ArmedFault, AtOnce, JobEnded, NotDone, Seen, problems
 from tandem_cli.chaos.plan import Component, Fault, Kind
+from tandem_cli.chaos.program import program
 from tandem_cli.cluster.errors import ClusterError
 from tandem_cli.cluster.objects import Cluster, Job, Pod
 
@@ -102,7 +102,7 @@ class ClusterJob:
         Raises:
             ClusterError: none does.
         """
-        source = (resources.files("tandem_cli.chaos") / "watching.py").read_text(encoding="utf-8")
+        source = program("watching")
         error = ClusterError(f"no pod of {self._job.name} runs; kubectl tandem explain {self._job.name} says why")
         for pod, container in await asyncio.to_thread(self._watchers):
             try:
@@ -125,8 +125,7 @@ class ClusterJob:
                 await changed.wait()
 
     async def refusals(self, faults: Sequence[Fault]) -> list[Problem]:
-        found = {(fault.what, reason) for fault in faults for reason in self._refusals(fault)}
-        return [Problem(what, reason) for what, reason in sorted(found)]
+        return problems(faults, self._refusals)
 
     @asynccontextmanager
     async def armed(self, fault: Fault) -> AsyncIterator[ArmedFault]:
@@ -137,7 +136,7 @@ class ClusterJob:
         if fault.kind is Kind.KILL and fault.component in (Component.POD, Component.ORCHESTRATOR):
             yield AtOnce(lambda: asyncio.to_thread(self._cluster.delete_pod, self._job.namespace, pod.name))
             return
-        source = (resources.files("tandem_cli.chaos") / "deeds.py").read_text(encoding="utf-8")
+        source = program("deeds", "targets")
         order = json.dumps(order_of(fault, directory=_STATE))
         try:
             channel = await self._exec(

@@ -15,17 +15,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from tandem_cli.chaos.deeds import (
-    DEEDS,
-    Deed,
-    Process,
-    Refused,
-    Targets,
-    first_victims,
-    main,
-    open_files,
-    until_one_is_killed,
-)
+from tandem_cli.chaos.deeds import DEEDS, Deed, first_victims, main, until_one_is_killed
+from tandem_cli.chaos.targets import Process, Refused, Targets, open_files
 
 _GROUPS = Path("/sys/fs/cgroup")
 _LITTLE_MEMORY = 32 * 2**20

@@ -21,8 +21,9 @@ from tandem_api.spec.lifecycle import Verify
 from tandem_api.status import JobPhase
 from tandem_cli.chaos import confinement, deeds
 from tandem_cli.chaos.deed_channel import ArmedDeed, order_of
-from tandem_cli.chaos.place import ArmedFault, AtOnce, JobEnded, NotDone, Seen
+from tandem_cli.chaos.place import ArmedFault, AtOnce, JobEnded, NotDone, Seen, problems
 from tandem_cli.chaos.plan import Component, Fault, Kind
+from tandem_cli.chaos.targets import Refused
 from tandem_cli.local.supervisor import descendants
 from tandem_cli.run.directory import RunDirectory
 from tandem_phases.mirror import Mirror
@@ -66,8 +67,7 @@ class LocalRun:
             return self._at_the_end(condition)
 
     async def refusals(self, faults: Sequence[Fault]) -> list[Problem]:
-        found = {(fault.what, reason) for fault in faults for reason in self._refusals(fault)}
-        return [Problem(what, reason) for what, reason in sorted(found)]
+        return problems(faults, self._refusals)
 
     @asynccontextmanager
     async def armed(self, fault: Fault) -> AsyncIterator[ArmedFault]:
@@ -128,7 +128,7 @@ class LocalRun:
         }
         try:
             checks.get(fault.kind, lambda: None)()
-        except deeds.Refused as error:
+        except Refused as error:
             yield str(error)
 
 

@@ -2,7 +2,7 @@
 """What the injector asks of a place where a job runs."""
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,6 +26,12 @@ class Seen:
 
     record: PhaseRecord
     leader: int | None
+
+
+def problems(faults: Iterable[Fault], refusals: Callable[[Fault], Iterable[str]]) -> list[Problem]:
+    """What is refused of ``faults``, and why, each once."""
+    found = {(fault.what, reason) for fault in faults for reason in refusals(fault)}
+    return [Problem(what, reason) for what, reason in sorted(found)]
 
 
 class ArmedFault(Protocol):
