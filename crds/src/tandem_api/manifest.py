@@ -19,7 +19,7 @@ from tandem_api.rljob import ObjectMeta, RLJobObject
 from tandem_api.schema import defaulted, spec_schema
 from tandem_api.spec import RLJobSpec
 from tandem_api.spec.rewards import pattern_problems
-from tandem_api.yaml_lines import Document, documents
+from tandem_api.yaml_lines import Document, read_documents
 
 _TOP = ("apiVersion", "kind", "metadata", "spec", "status")
 
@@ -53,12 +53,7 @@ def read(path: Path) -> Manifest:
     Raises:
         UserError: the file cannot be read, is no YAML, or does not hold exactly one RLJob.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise UserError(Problem(str(path), f"cannot be read: {reason}")) from error
-    found_here = documents(text, str(path))
+    found_here = read_documents(path)
     jobs = [document for document in found_here if _is_job(document.value)]
     if not jobs and len(found_here) == 1 and isinstance(found_here[0].value, dict):
         jobs = found_here

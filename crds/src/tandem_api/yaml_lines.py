@@ -8,6 +8,7 @@ rules (``1e-6`` is a string to it, ``2026-11-22`` a date, ``1:30`` the number 90
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -46,6 +47,20 @@ class Document:
             if path[:length] in self.lines:
                 return self.lines[path[:length]]
         return self.line
+
+
+def read_documents(path: Path) -> list[Document]:
+    """The documents of the file at ``path``, empty ones left out.
+
+    Raises:
+        UserError: it cannot be read, or is no YAML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise UserError(Problem(str(path), f"cannot be read: {reason}")) from error
+    return documents(text, str(path))
 
 
 def documents(text: str, name: str) -> list[Document]:

@@ -19,7 +19,7 @@ from tandem_api.field_paths import FieldPath, Place, dotted
 from tandem_api.messages.phases import PhaseName
 from tandem_api.scalars import Seconds, duration_of
 from tandem_api.schema import structural
-from tandem_api.yaml_lines import Document, documents
+from tandem_api.yaml_lines import Document, read_documents
 
 
 class Kind(StrEnum):
@@ -160,12 +160,7 @@ def load(path: Path) -> Plan:
     Raises:
         UserError: with every problem of it, each with its field and line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise UserError(Problem(str(path), f"cannot be read: {reason}")) from error
-    found = documents(text, str(path))
+    found = read_documents(path)
     if len(found) != 1 or not isinstance(found[0].value, dict):
         raise UserError(Problem(str(path), "must hold one mapping with seed, faults or random"))
     return _parsed(found[0])
