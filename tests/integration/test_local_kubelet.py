@@ -3,19 +3,23 @@
 
 import asyncio
 import json
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from waiting import reached
+from waiting import DEADLINE, reached
 
 from tandem_api.errors import UserError
 from tandem_cli.local.kubelet import Kubelet
 from tandem_cli.local.manifests import Manifest, Manifests
 from tandem_cli.local.network import Subnet
 from tandem_cli.local.node import ContainerExit, Node, Scratch
+from tandem_cli.local.process import Process
 
 SERVER = """
 import http.server, os, sys, time
@@ -252,6 +256,22 @@ async def test_what_a_container_left_behind_is_gone_when_it_has_ended(tmp_path: 
     await run(tmp_path, job("j", python("a", f"{DAEMON.format(file=tmp_path / 'stray')}")))
     stray = int((tmp_path / "stray").read_text())
     assert not alive(stray)
+
+
+@pytest.mark.parametrize("end", [Process.terminate, Process.kill])
+async def test_a_process_ends_that_is_asked_to_before_its_supervisor_listens(
+    tmp_path: Path, end: Callable[[Process], None]
+) -> None:
+    python = tmp_path / "python"
+    # As a shell does that starts a command in the background.
+    python.write_text(f"#!/bin/sh\ntrap '' INT QUIT\nexec {sys.executable} \"$@\"\n")
+    python.chmod(0o755)
+    with local_node(tmp_path) as node:
+        node = replace(node, python=str(python))
+        process = await Process.start(node, ["sleep", "300"], {}, tmp_path, node.logs / "sleep.log")
+        end(process)
+        async with asyncio.timeout(DEADLINE):
+            assert await process.wait() in (128 + signal.SIGTERM, 128 + signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

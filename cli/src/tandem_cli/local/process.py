@@ -61,15 +61,15 @@ class Process:
 
     def terminate(self) -> None:
         """Ask the command to end (SIGTERM)."""
-        self._send(signal.SIGTERM)
+        self._ask(supervisor.TERMINATE)
 
     def kill(self) -> None:
         """End it, and all it started, at once."""
-        self._send(signal.SIGQUIT)
+        self._ask(supervisor.KILL)
 
-    def _send(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._supervising.send_signal(number)
+    def _ask(self, what: bytes) -> None:
+        assert self._supervising.stdin is not None
+        self._supervising.stdin.write(what)
 
     def _kill_marked(self) -> None:
         """The supervisor itself was killed: what it watched over is known by its environment."""

@@ -9,8 +9,9 @@ A container's processes die with its first process, and with whoever started the
   killed, and the directories SCRATCH (separated by colons) that the starter can no longer remove are removed;
 - should this process be killed itself, the kernel kills the command.
 
-SIGTERM is passed on to the command, as a kubelet does; SIGQUIT kills everything now. The exit status is the command's,
-or 128 plus the signal that ended it.
+What the starter asks for comes through that pipe too, a byte each: TERMINATE sends SIGTERM to the command, as a kubelet
+does, and KILL kills everything. A signal would be lost that comes before this process listens, a byte waits. The exit
+status is the command's, or 128 plus the signal that ended it.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+TERMINATE, KILL = b"t", b"k"
 _CANNOT_START = 127
 
 
@@ -53,14 +55,14 @@ def main(scratch: str, command: list[str]) -> int:
 
 
 def _signal_pipe() -> int:
-    """A descriptor on which the numbers of arriving signals can be read."""
+    """A descriptor on which something can be read when signals have arrived."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing)
     # SIGINT and SIGHUP of a terminal are meant for whoever started the run. They get a handler that does nothing:
     # ignored signals would stay ignored in the command, handlers do not outlive exec.
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
-    signal.set_wakeup_fd(writing)
     return reading
 
 
@@ -69,17 +71,17 @@ def _watch(child: int, signals: int) -> int | None:
     lifeline = sys.stdin.fileno()
     while True:
         readable, _, _ = select.select([signals, lifeline], [], [])
-        if lifeline in readable and not os.read(lifeline, 4096):
-            return None
-        if signals not in readable:
-            continue
-        for number in os.read(signals, 4096):
-            if number == signal.SIGTERM:
-                os.kill(child, signal.SIGTERM)
-            if number == signal.SIGQUIT:
+        if lifeline in readable:
+            asked = os.read(lifeline, 4096)
+            if not asked:
+                return None
+            if KILL in asked:
                 _kill_descendants()
                 return 128 + signal.SIGKILL
-            if number == signal.SIGCHLD and (status := _reap(child)) is not None:
+            os.kill(child, signal.SIGTERM)
+        if signals in readable:
+            os.read(signals, 4096)
+            if (status := _reap(child)) is not None:
                 return status
 
 
