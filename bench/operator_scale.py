@@ -3,6 +3,9 @@
 
 The API server, its etcd and the controllers are real. There is no kubelet: as soon as a pod is made, its status is
 written to say that it runs and is ready. Every measurement has an operator and a namespace of its own.
+
+**bare**, the baseline of the same run: the objects of as many jobs, planned beforehand and applied by the operator's
+own client with nothing to decide, observe or report: the least that this API server takes for them on this machine.
 """
 
 import argparse
@@ -29,11 +32,15 @@ from rich.console import Console
 from rich.table import Column, Table
 from waiting import eventually, reached
 
+from tandem_api.environment import Secrets
 from tandem_api.schema import crd
 from tandem_operator import cluster as api
-from tandem_operator.cluster import JOB, POD, RLJOB, Cluster, Selection
+from tandem_operator import jobs as rljobs
+from tandem_operator.cluster import JOB, POD, RLJOB, SECRET, Cluster, Kind, Selection
 from tandem_operator.informer import Informer
 from tandem_operator.observations import PLAN_ANNOTATION
+from tandem_operator.plan import Etcd, Images, Platform, plan
+from tandem_operator.plan.identity import Manifest
 
 MOST_SECONDS = 41
 """What JobSet's controller takes for 1,000 JobSets, which are 2,000 Jobs and 1,000 Services, on two processors."""
@@ -147,8 +154,7 @@ def requests(exposition: str) -> dict[tuple[str, str], float]:
 
 async def measured(cluster: Cluster, etcd: EtcdServer, directory: Path, jobs: int, broken: bool = False) -> Run:
     """Apply ``jobs`` RLJobs at once, and before them one that always fails if ``broken``."""
-    namespace, run = f"bench-{uuid.uuid4().hex[:8]}", Run(jobs)
-    await cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    namespace, run = await fresh_namespace(cluster), Run(jobs)
     operator = OperatorProcess(directory, namespace, etcd.endpoints, namespace)
     operator.start()
     await eventually(operator.ready)
@@ -173,6 +179,37 @@ async def measured(cluster: Cluster, etcd: EtcdServer, directory: Path, jobs: in
     finally:
         await operator.stop()
     return run
+
+
+async def bare(cluster: Cluster, etcd: EtcdServer, jobs: int) -> float:
+    """Seconds in which the objects of ``jobs`` RLJobs without an operator are applied; their pods start meanwhile."""
+    namespace = await fresh_namespace(cluster)
+    platform = Platform(Images("a:1", "b:1", "c:1"), Etcd(etcd.endpoints), await cluster.discover())
+    simulation = Simulation(cluster, namespace)
+    slots = asyncio.Semaphore(_SENDERS)
+
+    async def apply(objects: Sequence[Manifest]) -> None:
+        async with slots:
+            await asyncio.gather(*(send(found) for found in objects if Kind.of(found) != JOB))
+            for workload in (found for found in objects if Kind.of(found) == JOB):
+                await send(workload)
+
+    async def send(manifest: Manifest) -> None:
+        await (cluster.create(manifest) if Kind.of(manifest) == SECRET else cluster.apply(manifest))
+
+    async with simulation.running():
+        await simulation.apply([f"job-{number}" for number in range(jobs)])
+        raw, _ = await cluster.list(Selection(RLJOB, namespace))
+        planned = [plan(rljobs.read(one), platform, Secrets("token")) for one in raw]
+        began = time.monotonic()
+        await asyncio.gather(*map(apply, planned))
+        return time.monotonic() - began
+
+
+async def fresh_namespace(cluster: Cluster) -> str:
+    name = f"bench-{uuid.uuid4().hex[:8]}"
+    await cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    return name
 
 
 def table(runs: dict[str, Run]) -> Table:
@@ -205,8 +242,8 @@ def verdicts(runs: dict[str, Run]) -> dict[str, bool]:
     }
 
 
-async def measure(jobs: int, rounds: int) -> dict[str, Run]:
-    """The runs by title: few jobs alone and beside one that always fails, in turns, then many."""
+async def measure(jobs: int, rounds: int) -> tuple[dict[str, Run], float]:
+    """The runs by title: few jobs alone and beside one that always fails, in turns, then many. And the bare seconds."""
     api.PLURALS |= {"CustomResourceDefinition": "customresourcedefinitions", "Namespace": "namespaces"}
     few, runs = max(jobs // 10, 1), dict[str, Run]()
     with tempfile.TemporaryDirectory() as temporary, etcd_server(Path(temporary)) as etcd:
@@ -216,7 +253,7 @@ async def measure(jobs: int, rounds: int) -> dict[str, Run]:
                 for title, broken in (("alone", False), ("beside", True)):
                     runs[f"{title} {turn + 1}"] = await measured(cluster, etcd, Path(temporary), few, broken)
             runs["many"] = await measured(cluster, etcd, Path(temporary), jobs)
-    return runs
+            return runs, await bare(cluster, etcd, jobs)
 
 
 def main() -> int:
@@ -224,8 +261,12 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3, help="of few jobs alone and beside one that always fails")
     options = parser.parse_args()
-    runs = asyncio.run(measure(options.jobs, options.rounds))
+    runs, least = asyncio.run(measure(options.jobs, options.rounds))
     console.print(table(runs))
+    times = runs["many"].planned / least
+    console.print(
+        f"bare: the objects of {options.jobs:,} jobs in {least:.1f} s; the operator took {times:.2f} times that"
+    )
     made = (f"{verb} {kind} {count:.0f}" for (verb, kind), count in sorted(runs["many"].requests.items()) if count)
     console.print(f"requests of the run with many jobs: {', '.join(made)}")
     console.print(f"load average of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")

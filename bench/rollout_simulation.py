@@ -54,7 +54,10 @@ class Running:
 
 @dataclass
 class SimulatedEngine:
-    """One member: its sequences advance together, each step as long as the curve says for so many."""
+    """One member: its sequences advance together, each step as long as the curve says for so many.
+
+    ``worked`` are the seconds that the same prefill and tokens take an engine which is always as full as pays off.
+    """
 
     member: int
     curve: SpeedCurve
@@ -63,6 +66,7 @@ class SimulatedEngine:
     running: dict[str, Running] = field(default_factory=dict)
     since: float = 0.0
     stall: float = 0.0
+    worked: float = 0.0
     changes: int = 0
     cached: set[str] = field(default_factory=set)
 
@@ -76,8 +80,11 @@ class SimulatedEngine:
         self.since = now
         held = min(elapsed, self.stall)
         self.stall -= held
+        self.worked += held
         if self.running:
-            steps = (elapsed - held) / (UNIT * self.curve.step(len(self.running)))
+            step = self.curve.step(len(self.running))
+            steps = (elapsed - held) / (UNIT * step)
+            self.worked += (elapsed - held) * len(self.running) / (step * self.curve.best(self.most))
             for sequence in self.running.values():
                 sequence.left -= steps
 
@@ -135,11 +142,16 @@ def _segment(lease: Lease, count: int, finish: Finish, version: int) -> Segment:
 
 @dataclass(frozen=True)
 class Iteration:
-    """``tokens`` were trained on; ``age`` is that of the oldest, in weight versions."""
+    """``tokens`` were trained on; ``age`` is that of the oldest, in weight versions.
+
+    ``utilisation``: the share of the engines' capacity that went into prefill and tokens, trained on or not; of a real
+    engine it is not known.
+    """
 
     seconds: float
     tokens: int
     age: int
+    utilisation: float | None = None
 
 
 class Simulation:
@@ -162,7 +174,7 @@ class Simulation:
         await rollout.open()
         began = self._now
         for engine in self._engines:
-            engine.since = began
+            engine.since, engine.worked = began, 0.0
         await self._generate(rollout, iteration)
         for engine in self._engines:
             await self._bring(rollout, engine, engine.abort(self._now, iteration))
@@ -170,7 +182,8 @@ class Simulation:
         self._speeds |= rollout.speeds()
         await rollout.stop()
         assert summary is not None
-        return Iteration(self._now - began, summary.tokens * UNIT, summary.age_max)
+        seconds, worked = self._now - began, sum(engine.worked for engine in self._engines)
+        return Iteration(seconds, summary.tokens * UNIT, summary.age_max, worked / (seconds * len(self._engines)))
 
     async def _generate(self, rollout: Rollout, version: int) -> None:
         ends: list[tuple[float, int, int]] = []

@@ -3,8 +3,9 @@
 
 First a real vLLM is measured (step time by batch, prefill, streaming) and rolls out by itself, with the sidecar's and
 the orchestrator's own code. Then many engines of that speed are simulated: the scheduler is the orchestrator's own,
-engines and clock are not (bench/rollout_simulation.py). "Of the ideal" is the rate of tokens that are trained on,
-beside engines that always run at their best; computing prefixes anew after each change of weights counts as loss.
+engines and clock are not (bench/rollout_simulation.py). The ideal are engines that always run at their best batch.
+"Utilisation" is the share of that capacity which is used, be it for tokens or for computing prefixes anew after a
+change of weights; "trained" is the rate of tokens that are trained on beside the ideal one, so those prefixes are lost.
 """
 
 import argparse
@@ -153,6 +154,12 @@ class Row:
     def of_ideal(self) -> float:
         return 1 / (self.per_token * self.best)
 
+    @property
+    def utilisation(self) -> float | None:
+        """Over all iterations, by their time."""
+        used = [done.utilisation * done.seconds for done in self.iterations if done.utilisation is not None]
+        return sum(used) / sum(done.seconds for done in self.iterations) if used else None
+
 
 def add(table: Table, synchronous: Row, partial: Row) -> bool:
     """Three lines; whether partial rollouts are as good as wanted."""
@@ -160,18 +167,21 @@ def add(table: Table, synchronous: Row, partial: Row) -> bool:
         seconds = sum(done.seconds for done in row.iterations) / len(row.iterations)
         speedup = synchronous.per_token / row.per_token
         age = max(done.age for done in row.iterations)
-        figures = f"{seconds:.1f}", f"{row.of_ideal:.1%}", f"{1e6 * row.per_token:.1f}", f"{speedup:.2f}", f"{age}"
-        table.add_row(row.lengths, row.engines, name, *figures)
+        share = "" if row.utilisation is None else f"{row.utilisation:.1%}"
+        figures = f"{row.of_ideal:.1%}", f"{1e6 * row.per_token:.1f}", f"{speedup:.2f}", f"{age}"
+        table.add_row(row.lengths, row.engines, name, f"{seconds:.1f}", share, *figures)
     mean = sum(done.tokens for done in partial.iterations) / len(partial.iterations)
     ideal = (
         f"{mean / partial.best:.1f}",
+        "100%",
         "100%",
         f"{1e6 / partial.best:.1f}",
         f"{synchronous.per_token * partial.best:.2f}",
     )
     table.add_row(partial.lengths, partial.engines, "ideal packing", *ideal, "")
     table.add_section()
-    return partial.of_ideal >= LEAST_UTILISATION and synchronous.per_token / partial.per_token >= LEAST_SPEEDUP
+    used = partial.utilisation
+    return used is not None and used >= LEAST_UTILISATION and synchronous.per_token / partial.per_token >= LEAST_SPEEDUP
 
 
 async def measure(table: Table, console: Console, iterations: int) -> SpeedCurve:
@@ -190,7 +200,9 @@ async def measure(table: Table, console: Console, iterations: int) -> SpeedCurve
 
 async def bench(options: argparse.Namespace) -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)
-    table = Table("lengths", "engines", "rollouts", "iteration s", "of the ideal", "s per 1M trained", "x", "oldest")
+    table = Table(
+        "lengths", "engines", "rollouts", "iteration s", "utilisation", "trained", "s per 1M trained", "x", "oldest"
+    )
     if options.curve is not None:
         curve = SpeedCurve(**json.loads(options.curve.read_text()))
     else:
@@ -212,7 +224,7 @@ async def bench(options: argparse.Namespace) -> int:
             good &= add(table, *rows)
     console.print(table)
     console.print(
-        f"wanted of partial ones, simulated: {LEAST_UTILISATION:.0%} of the ideal, {LEAST_SPEEDUP:.0f} x synchronous"
+        f"wanted of partial ones, simulated: {LEAST_UTILISATION:.0%} utilisation, {LEAST_SPEEDUP:.0f} x synchronous"
     )
     return 0 if good else 1
 
