@@ -3,6 +3,7 @@
 
 import asyncio
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
@@ -68,7 +69,7 @@ class NotingStore(Store):
         return await super().commit(conditions, puts, lease, lasting)
 
 
-class Process:
+class Process(ABC):
     """One process of the job and its network. ``task`` is what it does; it is done when the process has ended."""
 
     def __init__(self, world: "World", name: str) -> None:
@@ -82,14 +83,14 @@ class Process:
         self.store = NotingStore(self.proxy.endpoints, self.name, self.world.note)
         self.task = asyncio.create_task(self.run(), name=self.name)
 
+    @abstractmethod
     async def run(self) -> Any:
         """Live; ends as the real process would."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def lease(self) -> Lease | None:
         """The lease of its place in the job, if it has had one."""
-        raise NotImplementedError
 
     async def die(self) -> None:
         """End without a last word: not even a lease is given back."""
@@ -290,6 +291,7 @@ class World:
                     await self.tend()
                     await asyncio.wait([p.task for p in self.processes], return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError as error:
+            self.check()
             error.add_note(self.history.told())
             raise
         self.check()
