@@ -218,7 +218,7 @@ _RULES = (
         "batchPrompts: 32",
         "batchPrompts: 65 # here",
         "spec.algorithm.mirrorDescent.batchPrompts",
-        "promptsPerIteration",
+        "found 65, rollout.promptsPerIteration is 64",
     ),
     Case(
         "rising learning rate",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluates the schema's CEL rules on a document, as the API server does when one is created."""
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -11,6 +12,8 @@ from tandem_api.complaints import found
 from tandem_api.field_paths import FieldPath, Place
 
 type Schema = Mapping[str, Any]
+
+_FIELD = re.compile(r"\bself\.(\w+(?:\.\w+)*)")
 
 _ENVIRONMENT = celpy.Environment()
 
@@ -26,10 +29,19 @@ def broken_rules(value: Any, schema: Schema, path: FieldPath, wrong: tuple[Field
         target = (*here, *field)
         if any(_touches(other, here, target) for other in wrong) or _holds(rule["rule"], owner, bool(wrong)):
             continue
-        culprit = _at(owner, field)
-        told = f"; {found(culprit)}" if isinstance(culprit, str | int | float) else ""
-        places.append((target, rule["message"] + told))
+        places.append((target, rule["message"] + _values(rule["rule"], owner, field)))
     return places
+
+
+def _values(rule: str, owner: Any, field: tuple[str, ...]) -> str:
+    """What was found in the field that a rule is about, and in those that it compares it with."""
+    culprit = _at(owner, field)
+    told = [found(culprit)] if isinstance(culprit, str | int | float) else []
+    for path in dict.fromkeys(tuple(match.split(".")) for match in _FIELD.findall(rule)):
+        value = _at(owner, path)
+        if path != field and isinstance(value, str | int | float):
+            told.append(f"{'.'.join(path)} is {found(value).removeprefix('found ')}")
+    return f"; {', '.join(told)}" if told else ""
 
 
 def _rules(value: Any, schema: Schema, path: FieldPath) -> Iterator[tuple[Any, Mapping[str, str], FieldPath]]:
