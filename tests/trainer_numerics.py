@@ -9,7 +9,9 @@ The process is its own since the CPU stand-in for CUDA patches torch for all of 
 import json
 import os
 import sys
+import weakref
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from tandem_api.errors import UserError
 from tandem_api.spec import RLJobSpec
-from tandem_api.spec.hybrid import Optimizer, Parallelism
+from tandem_api.spec.hybrid import Optimizer, Parallelism, Recompute
 from tandem_trainer.device import Device, activate
 
 PROBE = (3, 5, 7, 9, 4, 2, 8, 8, 11, 0, 1, 12)
@@ -49,6 +51,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-tied": ("qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "qwen2-biases-untied": ("qwen2", {"tie_word_embeddings": False}),
     "llama3-scaled-rope": ("llama", {"tie_word_embeddings": False, "rope_parameters": LLAMA3_ROPE}),
+}
+EXPERTS = "qwen3-experts"
+_MODELS = FAMILIES | {
+    EXPERTS: (
+        "qwen3_moe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True},
+    )
 }
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
@@ -77,6 +86,7 @@ def main(scratch: Path) -> dict[str, Any]:
             "layouts": {name: unsupported_layout(device, **{name: 2}) for name in ("tensor", "context", "expert")},
             "temperature": checks.temperature(),
             "reference": checks.reference(),
+            "recompute": {family: checks.recompute(family) for family in ("qwen3-tied", EXPERTS)},
         }
 
 
@@ -241,6 +251,34 @@ class Checks:
         expected = scores.gather(1, torch.tensor(PROBE[1:])[:, None]).squeeze(1)
         return float((found[0] - expected).abs().max())
 
+    def recompute(self, family: str) -> dict[str, dict[str, float]]:
+        """Of each way to recompute: how far the gradient is from that without, and the bytes kept for it at most."""
+        from tandem_trainer.microbatch import probe
+        from tandem_trainer.policy import Policy
+        from tandem_trainer.weights import SeededWeights
+
+        config = _config(family)
+        piece = probe(PROBE, self._device.torch_device)
+        expected: torch.Tensor | None = None
+        found = {}
+        for kind in Recompute:
+            policy = Policy(
+                config, torch.float32, self._layout, self._device, Optimizer(), temperature=1.0, recompute=kind
+            )
+            policy.load(SeededWeights(config, 3))
+            kept = Kept()
+            with kept.watched():
+                policy.run([piece, piece], lambda _, scores: (scores.sum(), {}), forward_only=False)
+            buffers = policy.chunks[0].buffers + policy.chunks[0].expert_parallel_buffers
+            gradient = torch.cat([buffer.grad_data.flatten() for buffer in buffers])
+            expected = gradient if expected is None else expected
+            found[kind.value] = {
+                "norm": float(gradient.norm()),
+                "difference": float((gradient - expected).abs().max()),
+                "kept": kept.most,
+            }
+        return found
+
     def reference(self) -> dict[str, float]:
         """What the comparison with the engine says when the engine is right, and when it is off by 0.25 nats."""
         tensors = batch(seed=5, version=0)
@@ -263,6 +301,33 @@ class Checks:
         return measured
 
 
+@dataclass(eq=False)
+class Saved:
+    """A tensor that is there for as long as the backward pass may ask for it."""
+
+    tensor: torch.Tensor
+
+
+class Kept:
+    """Bytes that are kept for the backward pass, and the most that there ever were."""
+
+    def __init__(self) -> None:
+        self.most = self._now = 0
+
+    def watched(self) -> torch.autograd.graph.saved_tensors_hooks:
+        return torch.autograd.graph.saved_tensors_hooks(self._keep, lambda saved: saved.tensor)
+
+    def _keep(self, tensor: torch.Tensor) -> Saved:
+        saved = Saved(tensor)
+        self._now += tensor.nbytes
+        self.most = max(self.most, self._now)
+        weakref.finalize(saved, self._let_go, tensor.nbytes)
+        return saved
+
+    def _let_go(self, size: int) -> None:
+        self._now -= size
+
+
 def unsupported_layout(device: Device, **sizes: int) -> str:
     """What the trainer says of a layout that this one rank cannot have."""
     from tandem_trainer import parallel
@@ -275,7 +340,7 @@ def unsupported_layout(device: Device, **sizes: int) -> str:
 
 
 def _config(family: str) -> PretrainedConfig:
-    kind, options = FAMILIES[family]
+    kind, options = _MODELS[family]
     return AutoConfig.for_model(kind, **SIZES | options)
 
 

@@ -78,3 +78,11 @@ def test_the_comparison_with_the_engine_is_zero_if_it_is_right_and_the_shift_if_
 ) -> None:
     assert found["reference"]["exactMax"] < 1e-4
     assert found["reference"]["offMean"] == pytest.approx(0.25, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["qwen3-tied", trainer_numerics.EXPERTS])
+def test_what_is_recomputed_is_not_kept_and_gives_the_same_gradient(found: dict[str, Any], family: str) -> None:
+    nothing, selective, full = (found["recompute"][family][kind] for kind in ("None", "Selective", "Full"))
+    assert nothing["norm"] > 0
+    assert selective["difference"] == full["difference"] == 0
+    assert full["kept"] < selective["kept"] < nothing["kept"]

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from tandem_api.errors import Problem, UserError
+from tandem_api.spec.hybrid import Recompute
 from tandem_trainer.attention import use_own_layers
 from tandem_trainer.parallel import Layout
 
@@ -34,6 +35,12 @@ _LOCAL_DENSE_NAMES = {".pre_mlp_layernorm.weight": ".mlp.linear_fc1.layer_norm_w
 # An expert's weight by Megatron's own layers, and by Transformer Engine's.
 _LOCAL_EXPERT = re.compile(r"(.*\.mlp\.experts)\.local_experts\.(\d+)\.(linear_fc[12])\.weight")
 _GROUPED_EXPERT = re.compile(r"(.*\.mlp\.experts)\.(linear_fc[12])\.weight(\d+)")
+_RECOMPUTE: dict[Recompute, dict[str, Any]] = {
+    Recompute.NONE: {},
+    # Not the attention, which is Megatron's own choice: fused kernels keep no scores, and the MLP is what is large.
+    Recompute.SELECTIVE: {"recompute_granularity": "selective", "recompute_modules": ["mlp", "moe"]},
+    Recompute.FULL: {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
 _UNSUPPORTED = {"use_sliding_window": "sliding window attention", "mlp_bias": "biases in the MLP"}
 
 
@@ -145,7 +152,9 @@ def expert_name(name: str, first: int) -> str:
     return f"{path}.{layer}.weight{first + int(number)}"
 
 
-def build_bridge(hf_config: PretrainedConfig, dtype: torch.dtype, layout: Layout) -> Bridge:
+def build_bridge(
+    hf_config: PretrainedConfig, dtype: torch.dtype, layout: Layout, recompute: Recompute = Recompute.NONE
+) -> Bridge:
     """The bridge for a model: mbridge's, with :class:`Overrides` laid over it.
 
     Raises:
@@ -171,6 +180,7 @@ def build_bridge(hf_config: PretrainedConfig, dtype: torch.dtype, layout: Layout
         # The objectives weigh every sample by the whole minibatch: nothing is left to average over.
         calculate_per_token_loss=True,
         masked_softmax_fusion=False,
+        **_RECOMPUTE[recompute],
         **_expert_arguments(hf_config),
     )
     return bridge

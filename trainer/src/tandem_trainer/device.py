@@ -135,10 +135,13 @@ def activate(local_rank: int) -> Iterator[Device]:
     torch.cuda.current_stream = lambda device=None: _IN_ORDER
     torch.cuda.stream = lambda stream: nullcontext()
     with CudaOnCpu():
-        from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
+        from megatron.core.tensor_parallel import random
         from megatron.core.transformer.moe import token_dispatcher
 
         token_dispatcher.MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = _IN_ORDER
         token_dispatcher.all_to_all = _with_plain_splits(token_dispatcher.all_to_all)
-        CudaRNGStatesTracker.fork = lambda self, name="": nullcontext()
+        random.CudaRNGStatesTracker.fork = lambda self, name="": nullcontext()
+        # What is computed again in the backward pass starts from the generators' states, of which a CPU has one.
+        random._get_cuda_rng_state = lambda *_, **__: torch.empty(0)
+        random._set_cuda_rng_state = lambda *_, **__: None
         yield Device(torch.device("cpu"))

@@ -20,7 +20,7 @@ from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from tandem_api.spec.hybrid import Optimizer
+from tandem_api.spec.hybrid import Optimizer, Recompute
 from tandem_trainer import context as context_parallel
 from tandem_trainer.bridge import WeightSource, build_bridge, build_stage
 from tandem_trainer.device import Device
@@ -47,12 +47,13 @@ class Policy:
         device: Device,
         optimizer: Optimizer,
         temperature: float = 1.0,
+        recompute: Recompute = Recompute.NONE,
     ) -> None:
         self.hf_config = hf_config
         self.layout = layout
         self.device = device
         self.temperature = temperature
-        self._bridge = build_bridge(hf_config, dtype, layout)
+        self._bridge = build_bridge(hf_config, dtype, layout, recompute)
         self._bridge.config.finalize_model_grads_func = _finalize
         self.module = build_stage(self._bridge)
         self.chunks = [_with_ddp(self.module, dtype)]

@@ -264,6 +264,7 @@ class Trainer:
             self._device,
             spec.optimizer,
             self._spec.rollout.temperature,
+            spec.recompute,
         )
 
     def _hf_config(self) -> PretrainedConfig:

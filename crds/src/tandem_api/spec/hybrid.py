@@ -106,6 +106,14 @@ class Optimizer(Contract):
     )
 
 
+class Recompute(StrEnum):
+    """Which activations are computed a second time in the backward pass instead of being kept."""
+
+    NONE = "None"
+    SELECTIVE = "Selective"
+    FULL = "Full"
+
+
 class TrainerSpec(ProgramSpec):
     """The Megatron-core trainer."""
 
@@ -116,6 +124,11 @@ class TrainerSpec(ProgramSpec):
         gt=0,
         le=2**31 - 1,
         description="Most tokens of a microbatch on one rank; samples are grouped by length to fill it.",
+    )
+    recompute: Recompute = Field(
+        Recompute.NONE,
+        description="What the backward pass computes again instead of keeping it, to save memory: Selective the MLP "
+        "(or the experts) of each layer, Full all of each layer but its input.",
     )
 
 
