@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from orchestrator_world import make_job, prompt_file
+from structlog.testing import capture_logs
 
 from tandem_api.errors import TryAgain
 from tandem_api.messages.phases import PhaseName, PhaseRecord
@@ -76,6 +77,14 @@ async def test_an_engine_that_says_it_sleeps_but_keeps_too_much_is_stopped(tmp_p
     await switch(tmp_path, engine, Device(40, 2.5, 0.5)).release(RECORD, part)
     assert engine.done == ["sleep", "stop"]
     assert part.measured["residualBytes"] == 0.5 * GIB
+
+
+async def test_a_device_that_others_fill_is_named_as_such(tmp_path: Path) -> None:
+    with capture_logs() as told:
+        await switch(tmp_path, Engine(), Device(40, 2.5, 2.25)).release(RECORD, Part())
+    last = told[-1]
+    assert "spec.engine.releaseBudget" in last["event"]
+    assert (last["residual"], last["budget"]) == (2.25 * GIB, 2 * GIB)
 
 
 async def test_an_engine_whose_rest_grows_is_stopped_before_it_exceeds_the_budget(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ class DeviceMemory:
         self._devices = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
 
     def used(self) -> int:
-        """Bytes in use on the fullest device."""
+        """Bytes in use on the fullest device, by any process: in a container NVML cannot tell whose they are."""
         return max(int(pynvml.nvmlDeviceGetMemoryInfo(device).used) for device in self._devices)
 
 

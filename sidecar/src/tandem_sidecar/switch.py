@@ -150,12 +150,19 @@ class Switch:
                 await self._engine.client.sleep()
         residual = self._memory.used()
         self._residuals.note(residual)
-        over = residual > self._job.spec.engine.release_budget
-        if self._engine.running and (policy is Release.STOP or over or self._residuals.grow):
-            log.warning("the engine is stopped to free the device", residual=residual, policy=policy, over_budget=over)
+        budget = self._job.spec.engine.release_budget
+        if self._engine.running and (policy is Release.STOP or residual > budget or self._residuals.grow):
+            log.warning("the engine is stopped to free the device", residual=residual, policy=policy, budget=budget)
             with part.step("stop"):
                 await self._engine.stop()
             residual = self._memory.used()
+            if residual > budget:
+                log.warning(
+                    "the device is not free without the engine either: raise spec.engine.releaseBudget above what "
+                    "others hold, or each release stops the engine",
+                    residual=residual,
+                    budget=budget,
+                )
         part.measured["residualBytes"] = float(residual)
         self._released = True
 

@@ -154,4 +154,8 @@ class EngineSpec(ProgramSpec):
         description="Sleep frees the engine's device memory and keeps the process; Stop ends the process; Keep frees "
         "nothing. Sleep falls back to Stop when what stays behind exceeds releaseBudget.",
     )
-    release_budget: Bytes = Field(4 * 2**30, description="Device memory that the engine may still hold after Sleep.")
+    release_budget: Bytes = Field(
+        4 * 2**30,
+        description="Most memory in use on any of the pod's devices after Sleep, whoever uses it: the driver does not "
+        "say whose it is. The trainer's CUDA context and the handoff's buffers count as well.",
+    )
