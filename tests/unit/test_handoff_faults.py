@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whatever goes wrong in a handoff, both ends say what it was, leak nothing, and complete the next one."""
 
+import contextlib
 import fcntl
 import gc
 import json
@@ -16,7 +17,15 @@ from typing import Any
 
 import pytest
 import torch
-from handoff_peers import contents, counting, exporting_peer, importing_peer, memory, open_descriptors
+from handoff_peers import (
+    contents,
+    counting,
+    exporting_peer,
+    importing_peer,
+    memory,
+    open_descriptors,
+    shared_memory,
+)
 
 from tandem_handoff import (
     DeadlineExceededError,
@@ -34,9 +43,10 @@ from tandem_handoff import (
     Verify,
     VersionMismatchError,
 )
+from tandem_handoff.channel import Channel
 
 Tensors = list[tuple[str, torch.Tensor]]
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 BUCKET = 1024
 LENGTHS = {f"t{index}": 100 for index in range(6)}
 
@@ -295,27 +305,28 @@ Frames = Callable[[dict[str, Any]], list[bytes]]
 
 
 class FakeExporter:
-    """Answers an importer's hello with given frames, descriptors with the last."""
+    """Answers an importer's hello with given frames, descriptors with the last; then it listens, or it `dies`."""
 
-    def __init__(self, path: Path, frames: Frames, descriptors: tuple[int, ...] = ()) -> None:
+    def __init__(self, path: Path, frames: Frames, descriptors: tuple[int, ...] = (), *, dies: bool = False) -> None:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
         self._frames = frames
         self._descriptors = list(descriptors)
+        self._dies = dies
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
     def _serve(self) -> None:
         connection, _ = self._listener.accept()
-        with connection:
+        with connection, contextlib.suppress(ConnectionError):  # the importer may give up before it has read all
             (length,) = struct.unpack("!I", connection.recv(4, socket.MSG_WAITALL))
             hello = json.loads(connection.recv(length, socket.MSG_WAITALL))
             *first, last = self._frames(hello)
             for data in first:
                 connection.sendall(data)
             socket.send_fds(connection, [last], self._descriptors)
-            while connection.recv(4096):
+            while not self._dies and connection.recv(4096):
                 pass
 
     def __enter__(self) -> None:
@@ -391,6 +402,53 @@ def test_a_place_outside_the_segment_is_refused(socket_path: Path, entry: dict[s
     with FakeExporter(socket_path, frames, (descriptor,)), pytest.raises(TensorRefusedError, match="t0"):
         receive_all(Importer(socket_path), 1)
     os.close(descriptor)
+
+
+def test_a_thousand_trainers_that_die_in_a_bucket_or_replay_an_old_stream_leave_the_engine_nothing(
+    socket_path: Path,
+) -> None:
+    importer = Importer(socket_path)
+
+    def kept_after(cycles: int) -> tuple[int, int]:
+        for number in range(cycles):
+            (die_in_a_bucket if number % 2 else replay)(importer, socket_path)
+            socket_path.unlink()
+        gc.collect()
+        return open_descriptors(), len(shared_memory())
+
+    few = kept_after(20)
+    assert kept_after(1000) == few
+    assert few[1] <= 1  # the last trainer's segment, until there is another
+
+
+def die_in_a_bucket(importer: Importer, path: Path) -> None:
+    """A trainer that is new each time, as its memory is, and gone after its first bucket."""
+    descriptor = os.memfd_create("tandem-weights", os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, 4096)
+    seal(descriptor)
+    identity = os.urandom(8).hex()
+    frames = lambda hello: [welcome(hello, exporter=identity), bucket_frame(segment=identity)]  # noqa: E731
+    with FakeExporter(path, frames, (descriptor,), dies=True), pytest.raises(PeerLostError):
+        receive_all(importer, 1)
+    os.close(descriptor)
+
+
+def replay(importer: Importer, path: Path) -> None:
+    """Another handoff's welcome, with a descriptor that nobody asked for."""
+    descriptor = os.memfd_create("tandem-weights", os.MFD_ALLOW_SEALING)
+    frames = lambda _: [welcome({"nonce": "of an earlier handoff"}), bucket_frame()]  # noqa: E731
+    with FakeExporter(path, frames, (descriptor,)), pytest.raises(StaleStreamError):
+        receive_all(importer, 1)
+    os.close(descriptor)
+
+
+def test_a_peer_that_is_gone_cannot_be_told_why_and_the_reason_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    with caplog.at_level("DEBUG", logger="tandem_handoff"):
+        Channel(ours).refuse("no weights were loaded")
+    assert ours.fileno() == -1
+    assert "no weights were loaded" in caplog.text
 
 
 def seal(descriptor: int) -> None:

@@ -8,6 +8,7 @@ mount the same directory can hand memory over.
 
 import errno
 import json
+import logging
 import os
 import socket
 import struct
@@ -28,6 +29,8 @@ PROTOCOL = 2
 """Grows with every change of the messages or of the checksum; both sides must speak the same."""
 _LENGTH = struct.Struct("!I")
 _MAX_REASON = 2000
+_UNREACHABLE = (PeerLostError, PeerRefusedError, DeadlineExceededError, ResourceLimitError)
+log = logging.getLogger(__name__)
 
 
 class Channel:
@@ -92,11 +95,13 @@ class Channel:
         return message, (descriptors[0] if descriptors else None)
 
     def refuse(self, reason: str) -> None:
-        """Tells the peer why this side gives up, if it still listens, and closes."""
+        """Tells the peer why this side gives up, if it still listens, and closes. The reason is the caller's to raise:
+        a peer that cannot be told is noted in the log only, so as not to take the reason's place.
+        """
         try:
             self.send({"type": "refuse", "reason": reason[:_MAX_REASON]}, Deadline(1.0))
-        except HandoffError:
-            pass  # a peer that is gone or gave up itself need not be told
+        except _UNREACHABLE as error:
+            log.debug("the peer was not told why the handoff ended (%s): %s", reason, error)
         finally:
             self.close()
 
