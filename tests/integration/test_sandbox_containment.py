@@ -16,7 +16,7 @@ from waiting import reached, until
 from tandem_api.errors import UserError
 from tandem_api.spec.rewards import CodeReward
 from tandem_orchestrator.rewards.code import CodeScorer
-from tandem_orchestrator.sandbox.client import Sandbox
+from tandem_orchestrator.sandbox.client import Sandbox, SandboxError
 from tandem_orchestrator.sandbox.guarantees import ATTEMPTS, find_out
 from tandem_orchestrator.sandbox.processes import Processes
 from tandem_orchestrator.sandbox.runs import Limits, Verdict
@@ -117,6 +117,14 @@ async def test_killing_a_warden_ends_what_it_watched(without: tuple[str, ...]):
         await reached(lambda: not any(Path(f"/proc/{pid}").exists() for pid in there), SOON, "their end")
         running.cancel()
         await asyncio.wait([running])
+        assert await asyncio.to_thread(sandbox.left_behind) == []
+
+
+@KINDS
+async def test_a_fault_of_the_sandbox_itself_is_told_and_leaves_nothing(without: tuple[str, ...]):
+    with Sandbox(1, without) as sandbox:
+        with pytest.raises(SandboxError, match="TypeError"):
+            await sandbox.run("import time; time.sleep(600)", limits=Limits(seconds="soon"))  # type: ignore[arg-type]
         assert await asyncio.to_thread(sandbox.left_behind) == []
 
 

@@ -158,7 +158,7 @@ class Sandbox:
             writer.close()
         told = json.loads(header)
         if "failed" in told:
-            raise SandboxError(f"a program could not be confined: {told['failed']}")
+            raise SandboxError(f"a program was not run to its end: {told['failed']}")
         return Outcome.of(told, output)
 
     def _remove(self) -> None:

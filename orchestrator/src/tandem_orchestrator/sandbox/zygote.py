@@ -24,7 +24,7 @@ from tandem_orchestrator.sandbox import kernel, landlock, namespaces, seccomp, w
 from tandem_orchestrator.sandbox.confinement import House, Isolation, address_space, visible
 from tandem_orchestrator.sandbox.processes import Processes
 from tandem_orchestrator.sandbox.runs import Limits
-from tandem_orchestrator.sandbox.warden import ConfinementFailed, Warden
+from tandem_orchestrator.sandbox.warden import Warden
 
 _BACKLOG = 256
 _LIKELY_VICTIM = "500"
@@ -137,17 +137,20 @@ def _reap(wardens: set[int], house: House, work: Path, proc: int) -> None:
 
 
 def _answer(connection: socket.socket, house: House, work: Path, proc: int) -> NoReturn:
+    """Do one run, as its warden. A status other than 0 has the zygote look for what the warden left behind."""
+    status = 1
     try:
         limits, source, given = wire.receive(connection)
         outcome = Warden(house, Limits(**limits), work, proc, connection).run(source, given)
         connection.sendall(wire.packed(outcome.header(), outcome.output))
-    except (ConfinementFailed, OSError) as error:
-        with contextlib.suppress(OSError):
-            connection.sendall(wire.packed({"failed": f"{type(error).__name__}: {error}"}))
+        status = 0
     except EOFError:
-        pass
+        status = 0  # Whoever asked went before there was a question: nothing was begun.
+    except Exception as error:  # noqa: BLE001 - whoever asked must hear of any, since this process ends without a trace
+        with contextlib.suppress(OSError):  # unless they went
+            connection.sendall(wire.packed({"failed": f"{type(error).__name__}: {error}"}))
     finally:
-        os._exit(0)
+        os._exit(status)
 
 
 if __name__ == "__main__":
