@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models cut over four ranks in every way: what the trainer computes with them, and what it hands over.
+"""Models cut over four ranks in every way: what the trainer computes with them, what it hands over, and how it resumes.
 
 `run` starts the ranks once, under torchrun; they go through all cases. The ranks run this file.
 """
@@ -78,17 +78,25 @@ CASES = [
     ),
     *(Case("shared experts", *sizes) for sizes in [(1,), (1, 1, 1, 4), (2, 1, 1, 2), (1, 2, 1, 2)]),
 ]
+RESUMED = [
+    Case("tied", tensor=2, context=2),
+    Case("experts", pipeline=2, expert=2),
+    Case("experts", tensor=2, context=2, expert=4),
+]
+"""Of these a checkpoint is saved and loaded too."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one case: log-probs of the probe, the gradient's norm of their sum, the digest on each rank, and where the
-    weights lie that came out of the handoff of the last rank.
+    """Of one case: log-probs of the probe, the gradient's norm of their sum, the digest on each rank, what became of
+    the weights in an update after a checkpoint (digest and norm, first without a stop, then resumed; empty if that was
+    not asked), and where the weights lie that came out of the handoff of the last rank.
     """
 
     log_probs: list[float]
     gradient_norm: float
     digests: list[str]
+    updates: list[tuple[list[str], float]]
     weights: Path
 
 
@@ -130,7 +138,7 @@ def _rank(directory: Path) -> None:
     from tandem_trainer import parallel
     from tandem_trainer.device import activate
 
-    outcomes: dict[str, tuple[list[float], float, list[str]]] = {}
+    outcomes: dict[str, tuple[Any, ...]] = {}
     cases = [Case(**case) for case in json.loads((directory / "cases.json").read_text())]
     with activate(0) as device:
         timeout = timedelta(minutes=5)
@@ -154,7 +162,7 @@ def _rank(directory: Path) -> None:
             (directory / "outcomes.json").write_text(json.dumps(outcomes))
 
 
-def _outcome(directory: Path, case: Case, layout: Any, device: Any) -> tuple[list[float], float, list[str]]:
+def _outcome(directory: Path, case: Case, layout: Any, device: Any) -> tuple[Any, ...]:
     import torch
     import torch.distributed as dist
     from safetensors.torch import save_file
@@ -169,19 +177,34 @@ def _outcome(directory: Path, case: Case, layout: Any, device: Any) -> tuple[lis
         write_model(model, case.model)
     dist.barrier()
     config = AutoConfig.from_pretrained(model)
-    policy = Policy(config, torch.float32, layout, device, Optimizer(clip_grad_norm=1e9))
+
+    def build() -> Policy:
+        return Policy(config, torch.float32, layout, device, Optimizer(clip_grad_norm=1e9))
+
+    policy = build()
     policy.load(SeededWeights(config, SEED))
     log_probs = policy.log_probs(PROBE)
-    received, digest = _hand_over(directory, policy)
-    digests = [""] * RANKS
-    dist.all_gather_object(digests, digest)
+    received, digests = _hand_over(directory, policy)
     if dist.get_rank() == RANKS - 1:
         save_file(received, directory / f"{case}.safetensors", metadata={"format": "pt"})
-    return list(log_probs), _gradient_norm(policy), digests
+    norm = _gradient_norm(policy)
+    updates = _resume(directory, policy, build()) if case in RESUMED else []
+    return list(log_probs), norm, digests, updates
 
 
-def _hand_over(directory: Path, policy: Any) -> tuple[dict[str, Any], str]:
-    """From this rank to an importer of its own: what arrives, and its digest."""
+def _resume(directory: Path, policy: Any, other: Any) -> list[tuple[list[str], float]]:
+    """An update after a checkpoint, and the same by another policy that was given the checkpoint."""
+    from tandem_trainer.checkpoint import Checkpoints, Counters
+
+    checkpoints = Checkpoints(directory / "checkpoints")
+    _gradient_norm(policy, learning_rate=1e-3)
+    checkpoints.load(other, checkpoints.save(policy, Counters(1, 1), keep=1))
+    norms = [_gradient_norm(one, learning_rate=1e-3) for one in (policy, other)]
+    return [(_hand_over(directory, one)[1], norm) for one, norm in zip((policy, other), norms, strict=True)]
+
+
+def _hand_over(directory: Path, policy: Any) -> tuple[dict[str, Any], list[str]]:
+    """From this rank to an importer of its own: what arrives, and the digests of all ranks."""
     import torch.distributed as dist
 
     from tandem_handoff import Exporter, Importer, Verify
@@ -199,11 +222,15 @@ def _hand_over(directory: Path, policy: Any) -> tuple[dict[str, Any], str]:
         taking = thread.submit(take)
         manifest = exporter.export(1, policy.full_weights(), 60.0)
         taking.result()
-    return received, manifest.digest
+    digests = [""] * RANKS
+    dist.all_gather_object(digests, manifest.digest)
+    return received, digests
 
 
-def _gradient_norm(policy: Any) -> float:
-    """Of the sum of the probe's log-probs; every data parallel rank brings its share of the same probe."""
+def _gradient_norm(policy: Any, learning_rate: float = 0.0) -> float:
+    """Of the sum of the probe's log-probs; every data parallel rank brings its share of the same probe. The optimizer
+    takes a step with it.
+    """
     from torch import Tensor
 
     from tandem_trainer.microbatch import Microbatch, probe
@@ -213,7 +240,7 @@ def _gradient_norm(policy: Any) -> float:
 
     piece = probe(PROBE, policy.device.torch_device, policy.sequence_multiple)
     policy.run([piece, piece], lambda *given: loss(*given), forward_only=False, temperature=1.0)
-    norm: float = policy.update(0.0)
+    norm: float = policy.update(learning_rate)
     return norm / 2
 
 

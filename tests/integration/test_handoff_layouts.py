@@ -8,7 +8,7 @@ import pytest
 import torch
 from engine_fixture import Engine, reference_logprobs
 from safetensors.torch import load_file, save_file
-from trainer_layouts import CASES, MODELS, PROBE, RANKS, SEED, Case, Outcome, run, write_model
+from trainer_layouts import CASES, MODELS, PROBE, RANKS, RESUMED, SEED, Case, Outcome, run, write_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tandem_api.errors import UserError
@@ -104,6 +104,15 @@ def assert_engine_computes(engine: Engine, outcome: Outcome, model: torch.nn.Mod
     expected = reference_logprobs(model, list(PROBE), answer.tokens)
     torch.testing.assert_close(answer.logprobs, expected, atol=TOLERANCE, rtol=0)
     assert engine.report()["digest"] == manifest.digest
+
+
+@pytest.mark.parametrize("case", RESUMED, ids=str)
+def test_a_checkpoint_of_a_layout_goes_on_bit_for_bit_as_if_there_had_been_no_stop(
+    outcomes: dict[str, Outcome], case: Case
+) -> None:
+    without_stop, resumed = outcomes[str(case)].updates
+    assert resumed == without_stop
+    assert without_stop[0] != outcomes[str(case)].digests
 
 
 @pytest.mark.parametrize("case", WITH_ENGINE, ids=str)
