@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -38,7 +37,7 @@ from tandem_api.messages.trainer import (
 )
 from tandem_api.messages.work import Finish, Lease, LeaseRequest, Segment, SegmentBatch, VersionSpan
 from tandem_phases.store import Store
-from tandem_sidecar.main import serve_health
+from tandem_sidecar.main import member_of, serve_health
 from tandem_sidecar.metrics import MemberMetrics
 from tandem_sidecar.steps import Part
 from tandem_sidecar.trainer_client import TrainerClient
@@ -173,13 +172,7 @@ def _finished(lease: Lease, version: int) -> Segment:
 
 async def sidecar(env: Environment) -> None:
     job, secrets = env.job(), env.secrets()
-    member = Member(
-        index=env.number(names.COMPLETION_INDEX),
-        pod=env.text(names.POD_NAME),
-        uid=env.text(names.POD_UID),
-        incarnation=uuid.uuid4().hex,
-        address=env.text(names.POD_IP),
-    )
+    member = member_of(env)
     runner = await serve_health(member.address)
     async with (
         Store(env.etcd_endpoints(), timeout=2.0) as store,

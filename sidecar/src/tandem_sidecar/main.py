@@ -46,16 +46,21 @@ async def serve_health(address: str) -> web.AppRunner:
     return runner
 
 
-async def sidecar(env: Environment) -> None:
-    """Run until SIGTERM: join the job, take part in its phases, end the engine."""
-    job, secrets = env.job(), env.secrets()
-    member = Member(
+def member_of(env: Environment) -> Member:
+    """This process as a member of its job; the next one of the same pod is another."""
+    return Member(
         index=env.number(names.COMPLETION_INDEX),
         pod=env.text(names.POD_NAME),
         uid=env.text(names.POD_UID),
         incarnation=uuid.uuid4().hex,
         address=env.text(names.POD_IP),
     )
+
+
+async def sidecar(env: Environment) -> None:
+    """Run until SIGTERM: join the job, take part in its phases, end the engine."""
+    job, secrets = env.job(), env.secrets()
+    member = member_of(env)
     run_dir = env.path(names.RUN_DIR)
     async with AsyncExitStack() as stack:
         runner = await serve_health(member.address)
