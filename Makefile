@@ -24,7 +24,8 @@ test: setup  ## Unit and integration tests
 	@$(PY)/pytest -n 2 --dist loadfile tests/unit tests/integration
 
 .PHONY: soak
-soak: setup  ## Every kind of fault in every phase, then a hundred random plans, on the real stack; takes hours
+soak: setup  ## Property tests on fresh examples; every kind of fault in every phase and a hundred random plans, for hours
+	@$(PY)/pytest -n 2 -m 'hypothesis and not soak' --hypothesis-profile=fresh tests/unit tests/integration
 	@$(PY)/pytest -m soak tests/integration
 
 .PHONY: gpu-test
@@ -34,6 +35,10 @@ gpu-test: setup  ## Tests that need one GPU; elsewhere each says that it has non
 .PHONY: e2e
 e2e: setup  ## End-to-end tests on a real Kubernetes: the one of tests/cluster, or the one TANDEM_E2E_KUBECONFIG names
 	@hack/e2e
+
+.PHONY: e2e-kueue
+e2e-kueue: setup  ## Kueue itself, built from source, deciding when jobs start; needs root
+	@hack/with-control-plane $(PY)/pytest -m kueue tests/e2e
 
 .PHONY: model
 model:  ## Check the model of the phase protocol, and that the checker finds each missing fence
