@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who decides when pods start: a queue by the hybrid Job's ``suspend`` (Kueue's contract), a gang API by its group.
 
-The tests write what Kueue would (test_kueue.py has the real one). The scheduler, and its gang scheduling where the cluster serves it, are real.
+The tests write what Kueue would; test_kueue.py has the real one. The scheduler, and its gang scheduling where the
+cluster serves it, are real.
 """
 
 from typing import Any
