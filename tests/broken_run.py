@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from running import ROOT, eventually, finish, manifest, start
+from running import ROOT, finish, manifest, start
+from waiting import until
 
 from tandem_cli.chaos.injector import Injector
 from tandem_cli.chaos.local import attached, holder_of
@@ -129,8 +130,8 @@ def broken_run(directory: Path, faults: Sequence[Fault], changes: Mapping[str, A
     run = BrokenRun(manifest(directory / "job.yaml", wanted), directory / "out", int(wanted["spec.iterations"]))
     process = start(run.file, run.out)
     try:
-        directory = RunDirectory(run.out)
-        eventually(lambda: process.poll() is not None or holder_of(directory), START_SECONDS, "the begin of the run")
+        begun = RunDirectory(run.out)
+        until(lambda: process.poll() is not None or holder_of(begun), START_SECONDS, "the begin of the run")
         asyncio.run(_inflict(run, faults))
         run.status = finish(process, run.out, RUN_SECONDS)
     except BaseException:

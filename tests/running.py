@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from runs import ROOT, TANDEM, changed
-from waiting import until as eventually
 
-__all__ = ["ROOT", "eventually", "finish", "manifest", "metrics", "processes_of", "start"]
+__all__ = ["ROOT", "finish", "manifest", "metrics", "processes_of", "start"]
 
 
 def manifest(path: Path, changes: Mapping[str, Any]) -> Path:

@@ -181,46 +181,48 @@ def test_a_job_says_what_placed_its_pods_together_or_that_nothing_did(
     assert words in scheduled.message
 
 
+KILLED_AND_PREEMPTED = {
+    "metadata": {
+        "name": POD,
+        "namespace": "team",
+        "uid": "u",
+        "labels": {
+            "app.kubernetes.io/component": "hybrid",
+            "batch.kubernetes.io/job-completion-index": "3",
+        },
+    },
+    "status": {
+        "phase": "Running",
+        "conditions": [
+            {"type": "PodScheduled", "status": "True"},
+            {"type": "Ready", "status": "False"},
+            {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"},
+        ],
+        "initContainerStatuses": [
+            {"name": "engine", "ready": True, "restartCount": 0, "state": {"running": {}}},
+        ],
+        "containerStatuses": [
+            {
+                "name": "trainer",
+                "ready": False,
+                "restartCount": 2,
+                "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
+                "lastState": {
+                    "terminated": {
+                        "reason": "OOMKilled",
+                        "exitCode": 137,
+                        "finishedAt": "2027-01-15T08:00:00Z",
+                        "message": "too much\n",
+                    }
+                },
+            }
+        ],
+    },
+}
+
+
 def test_a_pod_is_read_as_kubernetes_writes_it() -> None:
-    raw = {
-        "metadata": {
-            "name": POD,
-            "namespace": "team",
-            "uid": "u",
-            "labels": {
-                "app.kubernetes.io/component": "hybrid",
-                "batch.kubernetes.io/job-completion-index": "3",
-            },
-        },
-        "status": {
-            "phase": "Running",
-            "conditions": [
-                {"type": "PodScheduled", "status": "True"},
-                {"type": "Ready", "status": "False"},
-                {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"},
-            ],
-            "initContainerStatuses": [
-                {"name": "engine", "ready": True, "restartCount": 0, "state": {"running": {}}},
-            ],
-            "containerStatuses": [
-                {
-                    "name": "trainer",
-                    "ready": False,
-                    "restartCount": 2,
-                    "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
-                    "lastState": {
-                        "terminated": {
-                            "reason": "OOMKilled",
-                            "exitCode": 137,
-                            "finishedAt": "2027-01-15T08:00:00Z",
-                            "message": "too much\n",
-                        }
-                    },
-                }
-            ],
-        },
-    }
-    assert pod(raw) == Pod(
+    assert pod(KILLED_AND_PREEMPTED) == Pod(
         name=POD,
         component="hybrid",
         uid="u",
