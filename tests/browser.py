@@ -8,15 +8,16 @@ import os
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientSession, ClientWebSocketResponse
 from runs import ROOT
-from waiting import reached
+from waiting import eventually, reached
 
-_START_SECONDS = 60.0
-_LOAD_SECONDS = 30.0
+_START_SECONDS = 120.0
+_LOAD_SECONDS = 120.0
 _PHONE = 480
 
 
@@ -94,10 +95,8 @@ async def browser(profile: Path) -> AsyncIterator[Tab]:
     try:
         port = await _port(profile, process)
         async with ClientSession() as session:
-            async with session.get(f"http://127.0.0.1:{port}/json") as answer:
-                tabs = await answer.json()
-            page = next(tab for tab in tabs if tab["type"] == "page")
-            async with session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+            page = await eventually(partial(_page, session, port), _START_SECONDS)
+            async with session.ws_connect(page, max_msg_size=0) as socket:
                 yield Tab(socket)
     finally:
         process.terminate()
@@ -112,6 +111,12 @@ def _started(profile: Path) -> subprocess.Popen[bytes]:
     options += ["--no-sandbox"] if os.getuid() == 0 else []
     with (profile.parent / "browser.log").open("w") as log:
         return subprocess.Popen([program, *options, "about:blank"], stdout=log, stderr=log)
+
+
+async def _page(session: ClientSession, port: int) -> str | None:
+    """Where the debugger of the first page listens, once there is one."""
+    async with session.get(f"http://127.0.0.1:{port}/json") as answer:
+        return next((tab["webSocketDebuggerUrl"] for tab in await answer.json() if tab["type"] == "page"), None)
 
 
 async def _port(profile: Path, process: subprocess.Popen[bytes]) -> int:

@@ -9,17 +9,17 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kubernetes.stream import ws_client
-from waiting import until
+from waiting import DEADLINE, until
 
 from tandem_api.labels import HYBRID, ORCHESTRATOR
 from tandem_cli.chaos.targets import children_of
 from tandem_cli.cluster.objects import Container, Job, Pod
 
-SOON = 20.0
 # Process 1, which no signal from within its namespace reaches, with a child that one does.
 _FIRST = "import json, os, subprocess, sys; sys.exit(subprocess.call(json.loads(os.environ['CHILD'])))"
 _FOR_LONG = "import time; time.sleep(600)"
@@ -34,8 +34,8 @@ class Sandbox:
         isolated = ("unshare", "--user", "--map-root-user", "--fork", "--pid", "--mount-proc", "--kill-child")
         command = (*isolated, sys.executable, "-I", "-S", "-c", _FIRST)
         self._process = subprocess.Popen(command, env=self._environment)
-        self.first = until(lambda: next(iter(children_of(self._process.pid)), None), SOON, "process 1")
-        self.child = until(lambda: next(iter(children_of(self.first)), None), SOON, "its child")
+        self.first = until(lambda: next(iter(children_of(self._process.pid)), None), DEADLINE, "process 1")
+        self.child = until(partial(_started, self.first, words[0]), DEADLINE, "its child")
 
     def execute(self, command: Sequence[str]) -> "Call":
         inside = ("nsenter", "--user", "--preserve-credentials", "--pid", "--mount", "--target", str(self.first))
@@ -45,6 +45,11 @@ class Sandbox:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+
+
+def _started(first: int, word: str) -> int | None:
+    """The child of ``first``, once it runs the program with ``word`` on its command line."""
+    return next((pid for pid in children_of(first) if word in Path(f"/proc/{pid}/cmdline").read_text()), None)
 
 
 class Call:

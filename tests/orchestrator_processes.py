@@ -37,7 +37,7 @@ from tandem_sidecar.worker import Worker
 
 TOKEN = "a-token-of-this-test"
 LONGEST = 24
-SOON = 60.0
+SOON = 240.0
 ENDLESS = resource.RLIM_INFINITY
 _AGAIN = 0.02
 # Importing takes a second; each line on standard input asks for another orchestrator, forked from what is imported.
@@ -141,7 +141,7 @@ class Orchestrators:
         request = urllib.request.Request(
             f"http://{self.endpoints[0]}/v3/{route}", data=json.dumps(body).encode(), method="POST"
         )
-        with urllib.request.urlopen(request, timeout=10) as reply:
+        with urllib.request.urlopen(request, timeout=60) as reply:
             return json.load(reply)
 
 
@@ -150,7 +150,7 @@ class HttpMember:
 
     ``acknowledged`` are the tokens of each trajectory that the orchestrator said are on its disk, ``batches`` the
     digest of each batch that was fetched, which must be the same every time. ``heard`` is called after each answer of
-    the orchestrator's and each new phase.
+    the orchestrator's that brings something, and each new phase.
     """
 
     def __init__(self, job: Orchestrators, heard: Callable[[], None] = lambda: None, pace: float = 0.0) -> None:
@@ -165,7 +165,7 @@ class HttpMember:
     async def __aenter__(self) -> "HttpMember":
         self._client = WorkClient(self._job.url, TOKEN)
         self._http = aiohttp.ClientSession(self._job.url, headers={"Authorization": f"Bearer {TOKEN}"})
-        self._store = Store(self._job.endpoints, timeout=5.0)
+        self._store = Store(self._job.endpoints)
         member = Member(index=0, pod="pod-0", uid="0", incarnation="0-1", address="127.0.0.1")
         metrics = MemberMetrics(CollectorRegistry())
         worker = Worker(self._store, self._job.keys, member, self, metrics)  # type: ignore[arg-type]
@@ -215,7 +215,8 @@ class HttpMember:
                 continue
             except Fenced:
                 await asyncio.Event().wait()
-            self._heard()
+            if grant.leases:
+                self._heard()
             made = []
             for lease in grant.leases:
                 rest = response(lease.trajectory)[lease.offset :]
@@ -248,8 +249,9 @@ class HttpMember:
                     content = await reply.read()
                 if reply.status == 200:
                     break
-            except aiohttp.ClientError:
-                pass
+                self.refused.add(f"{reply.status} {content.decode()}")
+            except aiohttp.ClientError as error:
+                self.refused.add(str(error))
             await asyncio.sleep(_AGAIN)
         self._heard()
         digest = reply.headers["ETag"]

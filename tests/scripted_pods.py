@@ -30,7 +30,7 @@ from tandem_sidecar.metrics import MemberMetrics
 from tandem_sidecar.steps import Part
 from tandem_sidecar.worker import Worker
 
-SOON = 30.0
+SOON = 120.0
 Script = Callable[["Pod", PhaseRecord, Part], Awaitable[None]]
 
 
@@ -45,7 +45,7 @@ class Pod:
         self.parts: list[PhaseName] = []
         self._index = index
         self._script = script
-        self.store = Store(job.endpoints, timeout=2.0)
+        self.store = Store(job.endpoints)
         member = Member(index=index, pod=f"pod-{index}", uid=incarnation, incarnation=incarnation, address="127.0.0.1")
         self.worker = Worker(self.store, job.keys, member, self, MemberMetrics(CollectorRegistry()))  # type: ignore[arg-type]
         self.task = asyncio.create_task(self.worker.run(), name=f"pod {incarnation}")
@@ -135,7 +135,7 @@ class JobOfPods:
     async def __aenter__(self) -> "JobOfPods":
         await self.run.prepare()
         self._stack.push_async_callback(self.run.stop)
-        self.store = await self._stack.enter_async_context(Store(self.endpoints, timeout=2.0))
+        self.store = await self._stack.enter_async_context(Store(self.endpoints))
         self.mirror = await self._stack.enter_async_context(Mirror(self.store, self.keys.prefix))
         noting = asyncio.create_task(self._note())
         self._stack.callback(noting.cancel)

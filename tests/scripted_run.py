@@ -19,7 +19,7 @@ from tandem_cli.chaos.local import holder_of
 from tandem_cli.run.directory import RunDirectory
 
 PROGRAMS = Path(__file__).parent / "scripted_programs.py"
-SOON = 60.0
+SOON = 240.0
 # Containers are started as `python -m MODULE`; supervisors and the orchestrator are what they always are.
 _INTERPRETER = """#!/bin/sh
 case "$2" in

@@ -187,17 +187,17 @@ class World:
 
         def take() -> None:
             importer = Importer(self.run_dir / "handoff-0.sock")
-            for tensors in importer.receive(version, 60.0):
+            for tensors in importer.receive(version, START_SECONDS):
                 received.update((name, tensor.clone()) for name, tensor in tensors)
             importer.close()
 
         with ThreadPoolExecutor(1) as thread:
             taking = thread.submit(take)
-            reply = self.ask(Export(epoch=epoch, weight_version=version, timeout=60.0, probe=probe))
+            reply = self.ask(Export(epoch=epoch, weight_version=version, timeout=START_SECONDS, probe=probe))
             taking.result()
         return received, reply
 
-    def wait(self, timeout: float = 60.0) -> int:
+    def wait(self, timeout: float = START_SECONDS) -> int:
         return self._process.wait(timeout)
 
     def log(self) -> str:

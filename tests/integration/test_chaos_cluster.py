@@ -22,7 +22,7 @@ from tandem_cli.chaos.plan import Component, Fault, Kind
 from tandem_sidecar.steps import Part
 
 P = PhaseName
-SOON = 30.0
+SOON = 120.0
 LASTING = 10
 ENGINE, TRAINER = ("vllm.entrypoints.openai.api_server",), ("-m", "tandem_trainer")
 
@@ -98,7 +98,7 @@ async def test_an_engine_is_killed_within_its_container_and_nothing_else(
 ) -> None:
     _, sandbox = cluster
     async with job.armed(Fault(Kind.KILL, Component.ENGINE, P.ROLLOUT)) as armed:
-        assert state_of(sandbox.child) == "S"
+        await reached(lambda: state_of(sandbox.child) == "S", SOON, "the engine's sleep")
         await armed.strike()
         await armed.over()
     await reached(lambda: state_of(sandbox.child) in "ZX", SOON, "the end of the engine")

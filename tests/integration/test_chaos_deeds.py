@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from waiting import until
+from waiting import DEADLINE, until
 
 from tandem_cli.chaos.deeds import check_own_file_system
 from tandem_cli.chaos.program import program
 from tandem_cli.chaos.targets import Refused
 
-SOON = 20.0
 SIZE = 4 * 2**20
 
 
@@ -85,7 +84,7 @@ def test_a_full_disk_has_no_byte_left_and_all_of_them_afterwards(deed: Deed) -> 
     deed.said("struck")
     assert deed.free() == 0
     (deed.inside / "file").unlink()
-    until(lambda: deed.free() == 0, SOON, "what becomes free to be taken as well")
+    until(lambda: deed.free() == 0, DEADLINE, "what becomes free to be taken as well")
     deed.end()
     deed.said("over")
     assert deed.free() >= before

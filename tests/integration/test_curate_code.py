@@ -16,7 +16,7 @@ from tandem_orchestrator.sandbox.client import Sandbox
 from tandem_orchestrator.sandbox.runs import Verdict
 
 TANDEM = Path(sys.executable).parent / "tandem"
-OPTIONS = ("--cases", "5", "--least-cases", "4", "--timeout", "2s")
+OPTIONS = ("--cases", "5", "--least-cases", "4", "--timeout", "6s")
 PROBLEMS = [
     problem("sums", SUM, right=10, difficulty=2.0, meta={"source": "test"}),
     problem("sums with one wrong", SUM, right=9, wrong=1),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from running import processes_of
-from waiting import until
+from waiting import DEADLINE, until
 
 # Starts a pod with a sidecar and a main container; each leaves a grandchild in a session of its own.
 STARTER = """
@@ -60,7 +60,9 @@ def starter(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen([sys.executable, "-c", STARTER, str(tmp_path)], start_new_session=True)
     try:
         until(
-            lambda: all((tmp_path / mark).exists() for mark in MARKS), 30.0, "the pod's start with all its descendants"
+            lambda: all((tmp_path / mark).exists() for mark in MARKS),
+            DEADLINE,
+            "the pod's start with all its descendants",
         )
         yield process
     finally:
@@ -75,9 +77,9 @@ def test_sigkill_of_the_starter_leaves_no_process_and_no_directory(
     assert set(pids) <= set(processes_of(tmp_path))
     starter.send_signal(signal.SIGKILL)
     starter.wait()
-    until(lambda: not processes_of(tmp_path), 5.0, "the end of all processes")
+    until(lambda: not processes_of(tmp_path), DEADLINE, "the end of all processes")
     directories = [Path(line) for line in (tmp_path / "scratch").read_text().splitlines()]
-    until(lambda: not any(directory.exists() for directory in directories), 5.0, "the end of the directories")
+    until(lambda: not any(directory.exists() for directory in directories), DEADLINE, "the end of the directories")
 
 
 def test_sigkill_of_a_containers_supervisor_takes_the_container_with_it(
@@ -91,4 +93,4 @@ def test_sigkill_of_a_containers_supervisor_takes_the_container_with_it(
     ]
     assert len(supervisors) == 1
     os.kill(supervisors[0], signal.SIGKILL)
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 5.0, "the end of the container")
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), DEADLINE, "the end of the container")

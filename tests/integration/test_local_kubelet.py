@@ -79,7 +79,7 @@ def job(name: str, *containers: Manifest, inits: tuple[Manifest, ...] = (), **sp
 
 async def run(directory: Path, *objects: Manifest, exits: list[ContainerExit] | None = None) -> dict[str, bool]:
     with local_node(directory, exits) as node:
-        async with asyncio.timeout(60), Kubelet(node, Manifests(objects)) as kubelet:
+        async with asyncio.timeout(5 * DEADLINE), Kubelet(node, Manifests(objects)) as kubelet:
             return await kubelet.wait()
 
 
@@ -243,7 +243,7 @@ async def test_stopping_sends_sigterm_to_main_containers_then_to_sidecars_and_in
         manifest = job("j", main, deaf, inits=(sidecar,), terminationGracePeriodSeconds=1)
         async with Kubelet(node, Manifests([manifest])) as kubelet:
             up = [tmp_path / f"{name}.up" for name in ("sidecar", "main", "deaf")]
-            await reached(lambda: all(path.exists() for path in up), 30.0, "the containers' start")
+            await reached(lambda: all(path.exists() for path in up), DEADLINE, "the containers' start")
             began = time.monotonic()
             await kubelet.stop()
             took = time.monotonic() - began

@@ -9,7 +9,7 @@ import pytest
 import trustme
 from etcd_server import EtcdServer, etcd_server
 from structlog.testing import capture_logs
-from waiting import reached
+from waiting import DEADLINE, reached
 
 from tandem_api.errors import TryAgain
 from tandem_api.keys import JobKeys
@@ -21,7 +21,6 @@ from tandem_phases.store import Store
 
 ROOT = ("root", "r00t")
 MINE, THEIRS = JobKeys("team", "mine", "uid-1"), JobKeys("team", "theirs", "uid-2")
-DEADLINE = 20.0
 
 
 @pytest.fixture
@@ -87,8 +86,8 @@ async def test_over_tls_an_etcd_is_believed_only_by_those_who_trust_its_authorit
             await store.put(MINE.phase, "{}")
             async with store.watch(MINE.prefix, 0) as changes:
                 assert (await anext(changes)).key == MINE.phase
-            lease = await store.lease(10.0)
-            assert await store.renew(lease.id) == 10
+            lease = await store.lease(60.0)
+            assert await store.renew(lease.id) == 60
             await lease.revoke()
         for authorities in (mistaken, None):
             async with Store(server.endpoints, *user, timeout=1.0, authorities=authorities) as store:
@@ -127,7 +126,7 @@ class Protected:
 
     def __init__(self, server: EtcdServer, accounts: Accounts) -> None:
         self.known: list[frozenset[str]] = []
-        self._store = Store(server.endpoints, *ROOT, timeout=2.0)
+        self._store = Store(server.endpoints, *ROOT)
         protection = Protection(accounts, self.known.append)
         self.states = JobStates(self._store, lambda *_: None, protection.doubt, protection.doubt)
         self._tasks = [asyncio.create_task(protection.run()), asyncio.create_task(self.states.run())]
@@ -146,6 +145,7 @@ class Protected:
 async def test_a_new_etcd_is_no_trouble_while_the_operator_turns_authentication_on(server: EtcdServer) -> None:
     with capture_logs() as said:
         async with Accounts(server.endpoints, *ROOT) as accounts, Protected(server, accounts) as protected:
+            await reached(lambda: protected.known, DEADLINE, "etcd's users")
             assert protected.known[0] == {"root"}
     assert [entry for entry in said if entry["log_level"] == "warning"] == []
 
@@ -226,7 +226,7 @@ async def test_etcd_away_is_told_and_what_changed_meanwhile_is_seen_afterwards(
     server: EtcdServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(etcd, "HICCUP_SECONDS", 0.1)
-    async with Store(server.endpoints, timeout=1.0) as store:
+    async with Store(server.endpoints) as store:
         await store.put(MINE.phase, phase(1).wire())
         listener = Listener(store)
         async with listener as states:

@@ -5,15 +5,15 @@ import asyncio
 import time
 
 import pytest
-from waiting import reached
+from waiting import DEADLINE, reached
 
 from tandem_operator.workqueue import FIRST_BACKOFF, LONGEST_BACKOFF, Key, WorkQueue
 
 A, B = ("team", "a"), ("team", "b")
 
 
-async def taken(queue: WorkQueue, seconds: float = 5.0) -> Key:
-    return await asyncio.wait_for(queue.take(), seconds)
+async def taken(queue: WorkQueue) -> Key:
+    return await asyncio.wait_for(queue.take(), DEADLINE)
 
 
 async def idle(queue: WorkQueue) -> bool:
@@ -55,15 +55,15 @@ async def test_keys_come_when_they_are_due() -> None:
 
 async def test_news_make_a_key_due_sooner_but_never_later() -> None:
     queue = WorkQueue()
-    queue.add(A, 60)
+    queue.add(A, 10 * DEADLINE)
     queue.add(A)
-    queue.add(A, 60)
-    assert await taken(queue, 1.0) == A
+    queue.add(A, 10 * DEADLINE)
+    assert await taken(queue) == A
 
 
 async def test_a_waiting_worker_wakes_for_a_new_key() -> None:
     queue = WorkQueue()
-    queue.add(B, 60)
+    queue.add(B, 10 * DEADLINE)
     waiting = asyncio.create_task(taken(queue))
     await asyncio.sleep(0)
     queue.add(A)
@@ -114,7 +114,7 @@ async def test_every_key_is_worked_on_whatever_the_number_of_workers(workers: in
     keys = [("team", str(number)) for number in range(200)]
     for key in keys:
         queue.add(key)
-    await reached(lambda: len(seen) >= len(keys), 5.0, "the work on every key")
+    await reached(lambda: len(seen) >= len(keys), DEADLINE, "the work on every key")
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)

@@ -10,6 +10,7 @@ from aiohttp import ClientSession
 from aiohttp.test_utils import TestClient, TestServer
 from orchestrator_world import EOS, make_job, prompt_file, segment
 from safetensors.numpy import load
+from waiting import DEADLINE
 
 from tandem_api.messages.batches import CONTENT_TYPE
 from tandem_api.messages.work import Finish, LeaseGrant, LeaseRequest, SegmentBatch, SegmentReceipt
@@ -92,7 +93,7 @@ async def test_work_goes_out_and_comes_back_as_a_batch(run: Run, client: TestCli
         assert set(receipt.stored) == {lease.trajectory for lease in grant.leases}
         assert receipt.refused == {}
     assert (await client.get("/v1/batches/0")).status == 404
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE):
         await run.rollout_full()
     await run.close_rollout()
     first, second = [await client.get("/v1/batches/0") for _ in range(2)]
@@ -125,7 +126,7 @@ async def test_a_member_that_sees_the_phase_before_we_serve_it_is_answered_once_
     waiting = asyncio.create_task(client.post("/v1/leases", data=asking(epoch=7, wait=20)))
     await client.get("/healthz")
     run.serve(7)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE):
         reply = await waiting
     assert len(LeaseGrant.model_validate_json(await reply.text()).leases) == 4
 
@@ -140,7 +141,7 @@ async def test_a_long_poll_is_answered_as_soon_as_there_is_work(run: Run, client
     given_back = segment(held.leases[0], (), Finish.ABORT)
     sent = SegmentBatch(member=0, incarnation="a", epoch=1, segments=(given_back,)).wire()
     await client.post("/v1/segments", data=sent)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE):
         reply = await waiting
     leases = LeaseGrant.model_validate_json(await reply.text()).leases
     assert [lease.trajectory for lease in leases] == [held.leases[0].trajectory]

@@ -21,7 +21,7 @@ from tandem_orchestrator.batches import digest
 from tandem_orchestrator.results import BatchSummary
 from tandem_orchestrator.run import Run
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 @asynccontextmanager

@@ -26,7 +26,7 @@ from tandem_trainer.fetch import FetchFailed, fetch
 
 TOKEN = "a-token-of-this-test"
 ASKED = LeaseRequest(member=0, incarnation="a", epoch=1, capacity=4)
-SECONDS = 0.3
+REFUSED_SECONDS = 2.0
 """How long a trainer tries, where it is to fail."""
 
 
@@ -66,17 +66,17 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
         yield served
 
 
-type Ask = Callable[[str, Path], Coroutine[None, None, None]]
+type Ask = Callable[[str, Path, float], Coroutine[None, None, None]]
 
 
-async def as_sidecar(url: str, certificate: Path) -> None:
+async def as_sidecar(url: str, certificate: Path, _: float) -> None:
     async with WorkClient(url, TOKEN, tls.member_context(certificate)) as client:
         assert len((await client.lease(ASKED)).leases) == 4
 
 
-async def as_trainer(url: str, certificate: Path) -> None:
+async def as_trainer(url: str, certificate: Path, seconds: float) -> None:
     context = tls.member_context(certificate)
-    body = await asyncio.to_thread(fetch, f"{url}/v1/report", TOKEN, 1 << 20, SECONDS, context)
+    body = await asyncio.to_thread(fetch, f"{url}/v1/report", TOKEN, 1 << 20, seconds, context)
     assert b'"wanted": 8' in body
 
 
@@ -85,7 +85,7 @@ CLIENTS = [as_sidecar, as_trainer]
 
 @pytest.mark.parametrize("ask", CLIENTS)
 async def test_members_believe_the_certificate_of_their_job(api: Api, tmp_path: Path, ask: Ask) -> None:
-    await ask(api.url, certificate_alone(tmp_path / "member", api.certificate))
+    await ask(api.url, certificate_alone(tmp_path / "member", api.certificate), SOON)
     assert len(api.asked) == 1
 
 
@@ -104,21 +104,21 @@ async def test_another_jobs_orchestrator_gets_no_request_and_no_token(api: Api, 
         (TryAgain, FetchFailed),
         match=r"is not this job's orchestrator \(self-signed certificate\); it was sent neither",
     ):
-        await ask(api.url, other)
+        await ask(api.url, other, REFUSED_SECONDS)
     assert api.asked == []
 
 
 @pytest.mark.parametrize("ask", CLIENTS)
 async def test_a_certificate_for_other_names_is_refused_without_a_request(api: Api, tmp_path: Path, ask: Ask) -> None:
     with pytest.raises((TryAgain, FetchFailed), match=r"is not valid for '127\.0\.0\.1'\); it was sent neither"):
-        await ask(api.url.replace("localhost", "127.0.0.1"), api.certificate)
+        await ask(api.url.replace("localhost", "127.0.0.1"), api.certificate, REFUSED_SECONDS)
     assert api.asked == []
 
 
 @pytest.mark.parametrize("ask", CLIENTS)
 async def test_plain_http_is_not_answered(api: Api, ask: Ask) -> None:
     with pytest.raises((TryAgain, FetchFailed)):
-        await ask(api.url.replace("https", "http"), api.certificate)
+        await ask(api.url.replace("https", "http"), api.certificate, REFUSED_SECONDS)
     assert api.asked == []
 
 
@@ -135,7 +135,7 @@ async def test_members_of_a_job_with_tls_send_nothing_to_a_server_without(tmp_pa
     url = f"https://localhost:{plain.sockets[0].getsockname()[1]}"
     for ask in CLIENTS:
         with pytest.raises((TryAgain, FetchFailed)):
-            await ask(url, secret(tmp_path / ask.__name__, "localhost"))
+            await ask(url, secret(tmp_path / ask.__name__, "localhost"), REFUSED_SECONDS)
     plain.close()
     await plain.wait_closed()
     assert heard
@@ -148,7 +148,7 @@ async def test_a_proxy_that_the_environment_names_does_not_come_between(
     for name in ("http_proxy", "https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for ask in CLIENTS:
-        await ask(api.url, api.certificate)
+        await ask(api.url, api.certificate, SOON)
 
 
 @pytest.mark.parametrize("missing", [tls.CERTIFICATE, tls.KEY])

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 from etcd_server import EtcdServer, etcd_server
+from waiting import DEADLINE as SOON
 
 from tandem_api.errors import Fenced, TryAgain
 from tandem_api.keys import JobKeys
@@ -18,8 +19,8 @@ from tandem_phases.phase import SeenPhase, current, move
 from tandem_phases.store import Store, Unchanged
 
 KEYS = JobKeys("default", "job", "uid-1")
-TTL = 2.0
-SOON = 15.0
+TTL = 60.0
+SHORT_TTL = 8.0
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
 
 @pytest.fixture
 async def store(etcd: EtcdServer, stack: AsyncExitStack) -> Store:
-    store = await stack.enter_async_context(Store(etcd.endpoints, timeout=2.0))
+    store = await stack.enter_async_context(Store(etcd.endpoints))
     await store.delete_prefix(KEYS.prefix)
     return store
 
@@ -134,7 +135,7 @@ async def test_a_process_that_was_replaced_does_not_take_its_place_back(store: S
 
 
 async def test_a_process_that_lost_its_lease_takes_its_place_back(store: Store, mirror: Mirror) -> None:
-    first = await join(store, KEYS, member(0), TTL)
+    first = await join(store, KEYS, member(0), SHORT_TTL)
     await store.revoke(first.lease.id)
     await asyncio.wait_for(first.over(mirror), SOON)
     second = await join(store, KEYS, member(0), TTL, again=True)
@@ -143,7 +144,7 @@ async def test_a_process_that_lost_its_lease_takes_its_place_back(store: Store, 
 
 
 async def test_a_member_that_stops_renewing_disappears_and_knows_it(store: Store, mirror: Mirror) -> None:
-    membership = await join(store, KEYS, member(1), TTL)
+    membership = await join(store, KEYS, member(1), SHORT_TTL)
     await mirror.until(lambda entries: 1 in members(entries, KEYS) or None, SOON)
     await store.revoke(membership.lease.id)
     await asyncio.wait_for(membership.lease.lost.wait(), SOON)
@@ -151,7 +152,7 @@ async def test_a_member_that_stops_renewing_disappears_and_knows_it(store: Store
 
 
 async def test_a_lease_counts_as_lost_once_its_time_has_passed_without_etcd(store: Store, etcd: EtcdServer) -> None:
-    membership: Membership = await join(store, KEYS, member(2), TTL)
+    membership: Membership = await join(store, KEYS, member(2), 2.0)
     etcd.freeze()
     try:
         await asyncio.wait_for(membership.lease.lost.wait(), SOON)

@@ -23,14 +23,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def strict() -> AsyncIterator[CodeScorer]:
-    scorer = CodeScorer(CodeReward(), "spec.rewards[0].code")
+    scorer = CodeScorer(CodeReward(timeout="60s"), "spec.rewards[0].code")
     yield scorer
     await scorer.close()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def partial() -> AsyncIterator[CodeScorer]:
-    scorer = CodeScorer(CodeReward(timeout="5s", memory="128Mi", partial=True), "spec.rewards[0].code")
+    scorer = CodeScorer(CodeReward(timeout="60s", memory="128Mi", partial=True), "spec.rewards[0].code")
     yield scorer
     await scorer.close()
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from waiting import until
+from waiting import DEADLINE, until
 
 from tandem_api.messages.trainer import Checkpoint, FinishRun, Offload, TrainerCommand, TrainerReply
 from tandem_trainer.server import INTERRUPTED, CommandRefused, RankFailed, Server, listen
@@ -49,7 +49,7 @@ def serving(path: Path, rank: Rank) -> Iterator[list[BaseException]]:
     thread = threading.Thread(target=serve)
     thread.start()
     yield ended
-    thread.join(10)
+    thread.join(DEADLINE)
     assert not thread.is_alive()
 
 
@@ -155,15 +155,15 @@ def test_a_rank_that_is_busy_with_an_older_epoch_ends_when_a_recovery_begins(tmp
     path, begun = tmp_path / "s", tmp_path / "begun"
     process = subprocess.Popen([sys.executable, "-c", BUSY, path, begun])
     try:
-        until(path.exists, 30, "the rank's socket")
+        until(path.exists, 3 * DEADLINE, "the rank's socket")
         with socket.socket(socket.AF_UNIX) as asking, socket.socket(socket.AF_UNIX) as offloading:
             asking.connect(str(path))
             asking.sendall(Checkpoint(epoch=1, iteration=1).wire().encode() + b"\n")
-            until(begun.exists, 30, "the command's begin")
+            until(begun.exists, DEADLINE, "the command's begin")
             offloading.connect(str(path))
             offloading.sendall(Offload(epoch=2).wire().encode() + b"\n")
             assert offloading.makefile("rb").readline() == b""
-        assert process.wait(10) == INTERRUPTED
+        assert process.wait(DEADLINE) == INTERRUPTED
     finally:
         process.kill()
         process.wait()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from waiting import reached
+from waiting import DEADLINE, reached
 
 from tandem_api.errors import UserError
 from tandem_api.messages.work import Finish, Segment, VersionSpan
@@ -208,7 +208,7 @@ async def test_what_must_be_written_waits_for_room(buffer: Buffer):
     await buffer.add_groups([group(1)])
     limit(buffer, 30)
     adding = asyncio.create_task(buffer.add_groups([group(number, 8) for number in range(2, 500)]))
-    await reached(lambda: buffer.full, 10.0, "the full volume")
+    await reached(lambda: buffer.full, DEADLINE, "the full volume")
     assert not adding.done()
     limit(buffer, 100_000)
     await adding

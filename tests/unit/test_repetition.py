@@ -3,6 +3,7 @@
 
 import random
 import time
+from statistics import median
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,10 +47,10 @@ def test_prose_code_and_tables_are_no_loops():
 def test_the_cost_of_a_token_does_not_grow_with_the_response():
     detector = RepetitionDetector(ngram=64, times=8)
     generator = random.Random(2)
-    tokens = [generator.randrange(50_000) for _ in range(200_000)]
     seconds = []
-    for start in (0, 150_000):
+    for _ in range(40):
+        tokens = [generator.randrange(50_000) for _ in range(5000)]
         began = time.process_time()
-        detector.first(tokens[start : start + 50_000])
+        detector.first(tokens)
         seconds.append(time.process_time() - began)
-    assert seconds[1] < 3 * seconds[0]
+    assert median(seconds[-10:]) < 3 * median(seconds[:10])

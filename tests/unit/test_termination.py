@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+from waiting import DEADLINE
 
 from tandem_api.errors import Fenced
 from tandem_api.termination import until_terminated
@@ -35,5 +36,5 @@ async def test_a_signal_cancels_the_work_and_waits_for_its_end(number: signal.Si
             await asyncio.sleep(0.01)
             ended.append(True)
 
-    assert await asyncio.wait_for(until_terminated(work()), 10) is None
+    assert await asyncio.wait_for(until_terminated(work()), DEADLINE) is None
     assert ended == [True]
