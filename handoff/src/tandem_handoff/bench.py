@@ -40,6 +40,13 @@ class Use(StrEnum):
     """Copies them into parameters of its own, as an engine without repacking does."""
 
 
+_HANDOFFS = (
+    ("handoff", Verify.NAMES, Use.LOOK),
+    ("handoff, checksums", Verify.CHECKSUMS, Use.LOOK),
+    ("handoff, receiver copies too", Verify.NAMES, Use.LOAD),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One measurement.
@@ -153,18 +160,16 @@ def measure(device: torch.device, nbytes: int, bucket: int, rounds: int) -> Iter
     def copy() -> float:
         return _seconds(lambda: _copy(tensors, targets), device)
 
-    limit = "a copy between two tensors of one process"
+    limit = "one copy within a process"
     yield Step(limit, statistics.median(_rounds(copy, rounds)), moved)
-    yield Step("the same into memory that was never used", statistics.median(_rounds(lambda: _anew(tensors), 2)), moved)
-    yield Step("allocate a bucket, send and map it", statistics.median(_rounds(lambda: _mapped(device, bucket), 5)), 0)
-    for verify, use in ((Verify.NAMES, Use.LOOK), (Verify.CHECKSUMS, Use.LOOK), (Verify.NAMES, Use.LOAD)):
+    yield Step("one copy into fresh memory", statistics.median(_rounds(lambda: _anew(tensors), 2)), moved)
+    for name, verify, use in _HANDOFFS:
         with _pair(device, bucket, verify) as (exporter, receiver):
-            handoff = Handoff(exporter, receiver, tensors, use)
-            name = f"hand over, verify {verify}, receiver {use.value}s"
-            yield compared(name, handoff, moved, limit, copy, rounds)
+            yield compared(name, Handoff(exporter, receiver, tensors, use), moved, limit, copy, rounds)
+    yield Step("first use of a bucket", statistics.median(_rounds(lambda: _mapped(device, bucket), 5)), 0)
     with _pair(device, bucket, Verify.NAMES) as (exporter, receiver):
         nothing = Handoff(exporter, receiver, [("norm", tensors[-1][1])], Use.LOOK)
-        yield Step("hand over one small tensor", statistics.median(_rounds(nothing, 5 * rounds)), 0)
+        yield Step("handoff of one small tensor", statistics.median(_rounds(nothing, 5 * rounds)), 0)
     if device.type == "cuda":
         yield from _over_pcie(tensors, moved, device, rounds)
 

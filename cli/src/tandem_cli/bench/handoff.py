@@ -2,6 +2,7 @@
 """``tandem bench handoff``: runs the handoff library's own bench as a process, since this program has no torch."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,12 @@ from rich.table import Table
 from tandem_api.errors import Problem, UserError
 
 _PACKAGE = "tandem_handoff"
+_MEANING = (
+    "The limit is one copy of the same bytes within a process, measured by turns with each handoff. A handoff "
+    "ends when another process has mapped every tensor (spec.handoff.verify: Names), has read and checked each "
+    "(Checksums), or has copied each into memory of its own, as an engine's loader does. A bucket is used for the "
+    "first time at the first handoff only."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +45,8 @@ def bench_handoff(options: Options, console: Console) -> None:
     Raises:
         UserError: the handoff library is not installed beside this program, or a measurement failed.
     """
-    table = Table("step", "time", "rate", "of the copy's speed", title=f"Handoff of {options.mib} MiB of weights")
+    title = f"Handoff of {options.mib} MiB of weights in buckets of {options.bucket_mib} MiB"
+    table = Table("step", "time", "rate", "of the limit", title=title)
     for column in table.columns[1:]:
         column.justify = "right"
     with console.status("measuring") as status:
@@ -46,13 +54,16 @@ def bench_handoff(options: Options, console: Console) -> None:
             status.update(f"measured: {step['name']}")
             table.add_row(*row(step))
     console.print(table)
-    console.print("The limit is one copy of the same bytes within one process; both are measured by turns.")
+    console.print(_MEANING)
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores / 2 + 1:  # this command itself keeps one core busy, at times two
+        console.print(f"This machine was busy (load average {load:.1f}, {cores} cores), which lowers every rate.")
 
 
 def row(step: dict[str, Any]) -> tuple[str, str, str, str]:
     """A measurement as the table shows it."""
     seconds, nbytes, ratio = float(step["seconds"]), int(step["nbytes"]), step["of_limit"]
-    time = f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.1f} ms"
+    time = f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.{1 if seconds >= 1e-3 else 3}f} ms"
     rate = f"{nbytes / seconds / 1e9:.1f} GB/s" if nbytes else ""
     return step["name"], time, rate, "" if ratio is None else f"{100 * float(ratio):.0f} %"
 
