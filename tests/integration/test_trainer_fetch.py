@@ -31,6 +31,17 @@ def test_a_refusal_is_final(orchestrator: Orchestrator, path: str, token: str, c
     assert len(orchestrator.requests) == 1
 
 
+def test_a_refusal_is_told_in_the_words_of_the_orchestrator() -> None:
+    sentence = b"there is no batch of iteration 1"
+    refusal = b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%s" % (len(sentence), sentence)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = threading.Thread(target=_answer_once, args=(listener, refusal))
+        serving.start()
+        with pytest.raises(FetchFailed, match=f"404 {sentence.decode()}"):
+            fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/", TOKEN, MOST, LONG)
+        serving.join()
+
+
 def test_a_body_over_the_limit_is_not_read_to_its_end(orchestrator: Orchestrator) -> None:
     with pytest.raises(FetchFailed, match="4000 bytes"):
         fetch(f"{orchestrator.url}/v1/batches/0", TOKEN, 4000, LONG)

@@ -16,6 +16,7 @@ log = structlog.get_logger()
 _PIECE = 1 << 20
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _FEWEST_SERVER_ERRORS = 500
+_LONGEST_SENTENCE = 500
 
 
 class FetchFailed(RuntimeError):
@@ -38,17 +39,27 @@ def fetch(url: str, token: str, most_bytes: int, seconds: float, context: ssl.SS
         try:
             return _get(opener, url, token, most_bytes, deadline)
         except urllib.error.HTTPError as error:
+            reason = _told(error)
             if error.code < _FEWEST_SERVER_ERRORS:
-                raise FetchFailed(f"GET {url}: {error.code} {error.reason}") from error
-            reason: Exception = error
+                raise FetchFailed(f"GET {url}: {reason}") from error
         except (OSError, HTTPException) as error:
-            reason = error
+            reason = str(error) or type(error).__name__
         left = deadline - time.monotonic()
         if left <= 0:
-            raise FetchFailed(f"GET {url}: no whole answer within {seconds:.0f} s; the last try: {reason}") from reason
-        log.info("the orchestrator is away, trying again", url=url, error=str(reason))
+            raise FetchFailed(f"GET {url}: no whole answer within {seconds:.0f} s; the last try: {reason}")
+        log.info("the orchestrator is away, trying again", url=url, error=reason)
         time.sleep(min(pause, left))
         pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _told(error: urllib.error.HTTPError) -> str:
+    """The status, and the sentence with which the orchestrator explains it."""
+    with error:
+        try:
+            sentence = error.read(_LONGEST_SENTENCE).decode(errors="replace")
+        except (OSError, HTTPException):
+            sentence = ""  # the connection ended before it; the status is told
+    return f"{error.code} {sentence or error.reason}"
 
 
 def _opener(context: ssl.SSLContext | None) -> urllib.request.OpenerDirector:
