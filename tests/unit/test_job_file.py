@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process takes from its job's file what may change while it runs, and nothing else."""
+"""A process takes from its job's file what may change while it runs, and nothing else. Its variables are checked."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from orchestrator_world import make_job
 
-from tandem_api.environment import Job
+from tandem_api.environment import COMPLETION_INDEX, Environment, Job
+from tandem_api.errors import UserError
 
 
 @pytest.fixture
@@ -44,3 +45,8 @@ def test_the_file_of_another_job_of_the_same_name_changes_nothing(job: Job) -> N
     assert job.file is not None
     job.file.write_text(replace(make_job(job.file, iterations=9), uid="another").dump())
     assert job.refreshed() is job
+
+
+def test_a_variable_that_is_no_number_is_named_with_its_value() -> None:
+    with pytest.raises(UserError, match="JOB_COMPLETION_INDEX: must be a whole number; found 'first'"):
+        Environment({COMPLETION_INDEX: "first"}).number(COMPLETION_INDEX)

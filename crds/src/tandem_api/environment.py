@@ -149,7 +149,16 @@ class Environment:
         return Path(self.text(name))
 
     def number(self, name: str) -> int:
-        return int(self.text(name))
+        """The variable's value, a whole number.
+
+        Raises:
+            UserError: it is not set, or is none.
+        """
+        text = self.text(name)
+        try:
+            return int(text)
+        except ValueError:
+            raise UserError(Problem(name, f"must be a whole number; found {text!r}")) from None
 
     def job(self) -> Job:
         return Job.read(self.path(JOB_FILE))
