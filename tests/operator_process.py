@@ -42,7 +42,7 @@ class OperatorProcess:
             "images": dict.fromkeys(("orchestrator", "engine", "trainer"), "tandem.invalid/none:1"),
             "etcd": {"endpoints": endpoints},
             "namespaces": [namespace],
-            "leaderElection": {"namespace": namespace, "duration": 6, "renewDeadline": 4, "retryPeriod": 1},
+            "leaderElection": {"namespace": namespace, "duration": 15, "renewDeadline": 10, "retryPeriod": 1},
             **settings,
         }
         self._process: subprocess.Popen[bytes] | None = None
@@ -85,7 +85,7 @@ class OperatorProcess:
         return await asyncio.to_thread(ask)
 
     def metrics(self) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=30) as answer:
             return str(answer.read().decode())
 
     def cpu_seconds(self) -> float:
@@ -136,7 +136,7 @@ class OperatorProcess:
         if self._process is None:
             return 0
         self._process.send_signal(number)
-        code = await asyncio.to_thread(self._process.wait, 30)
+        code = await asyncio.to_thread(self._process.wait, DEADLINE)
         self._process = None
         return code
 

@@ -5,7 +5,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-DEADLINE = 40.0
+DEADLINE = 120.0
+"""Seconds in which what takes one here comes to pass on the most loaded machine."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.2
 """Seconds between two looks: what comes at once is seen at once, what takes long is seldom asked for."""
 

@@ -11,7 +11,7 @@ import yaml
 from kubectl import CHART, kubectl, run
 from monitoring_crds import definitions
 from operator_fixture import platform, rljob
-from waiting import until
+from waiting import DEADLINE, until
 
 from tandem_api.environment import Secrets
 from tandem_operator.plan import plan
@@ -47,7 +47,7 @@ def monitoring() -> Iterator[None]:
     try:
         for name, path in added.items():
             kubectl("create", "-f", str(path))
-            until(lambda name=name: established(name), 60.0, f"{name} established")
+            until(lambda name=name: established(name), DEADLINE, f"{name} established")
         yield
     finally:
         for name in added:

@@ -23,7 +23,7 @@ from tandem_api.field_paths import FieldPath, dotted
 from tandem_api.manifest import problems, read, spec_problems
 from tandem_api.schema import crd
 
-TIMEOUT = 30
+TIMEOUT = 120
 
 
 @pytest.fixture(scope="module")

@@ -167,7 +167,7 @@ async def test_explain_names_what_is_in_the_way_with_its_event(operated: str, st
 
 def explained(namespace: str) -> tuple[int, str]:
     command = ["kubectl", "tandem", "explain", "sums", "-n", namespace]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=180)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -178,7 +178,7 @@ async def test_a_checkpoint_is_asked_for_through_the_operator_and_waited_for(ope
     )
     await store.put(keys.phase, record.wire())
     until(lambda: one("rljob", "sums", operated).get("status", {}).get("iteration") == 2, 120.0, "the phase in status")
-    waiting = asyncio.create_task(asked("checkpoint", "sums", "-n", operated, "--timeout", "60s"))
+    waiting = asyncio.create_task(asked("checkpoint", "sums", "-n", operated, "--timeout", "150s"))
 
     async def wanted() -> bool:
         entry = await store.get(keys.desired)

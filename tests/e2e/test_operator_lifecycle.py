@@ -13,7 +13,7 @@ import pytest
 from etcd_server import EtcdServer
 from operator_process import OperatorProcess, World
 from tiny_pods import HUNGRY, tiny
-from waiting import eventually
+from waiting import DEADLINE, eventually
 
 from tandem_api.messages.phases import Desired, DesiredState, PhaseName
 from tandem_operator.cluster import JOB, POD, RLJOB, Kind, Selection
@@ -37,12 +37,12 @@ async def until_there_is_nothing(world: World, *kinds: Kind) -> None:
     async def nothing() -> bool:
         return not await objects(world, *kinds)
 
-    await eventually(nothing, 90.0)
+    await eventually(nothing, 2 * DEADLINE)
 
 
 async def until_ready(world: World) -> list[dict[str, Any]]:
     """The hybrid pods, once all of them are ready."""
-    await world.until_condition("sums", "Ready", "AllPodsReady", 60.0)
+    await world.until_condition("sums", "Ready", "AllPodsReady")
     return await world.pods()
 
 
@@ -170,7 +170,7 @@ async def test_an_oom_killed_container_never_leaves_running_for_ever(world: Worl
     )
     told = await world.until_condition("sums", "Degraded", "OutOfMemory")
     assert "trainer" in told["message"]
-    await world.until_condition("sums", "Failed", "RestartsExhausted", 90.0)
+    await world.until_condition("sums", "Failed", "RestartsExhausted", 2 * DEADLINE)
     await until_there_is_nothing(world, POD)
     await operator.settled()
     assert (await world.status())["phase"] == "Failed"

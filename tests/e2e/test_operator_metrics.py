@@ -11,7 +11,7 @@ from operator_process import OperatorProcess, World
 from prometheus_server import prometheus
 from waiting import eventually
 
-SECONDS = 60.0
+SECONDS = 240.0
 EMPTY = {"Tandem / Operator / Failed API requests", "Tandem / Operator / etcd's disk"}
 """Nothing need fail, and the tests' etcd does not sync to disk."""
 

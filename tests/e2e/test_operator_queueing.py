@@ -120,7 +120,7 @@ async def test_pods_are_placed_together_or_not_at_all_where_the_cluster_can(
     assert len(placed) == (0 if gang is Gang.KUBERNETES else 1), waiting["message"]
     await world.cluster.delete(RLJOB, world.namespace, "large")
     await world.submit("small", **pair(3))
-    scheduled = await world.until_condition("small", "Scheduled", "Placed" if gang else "PlacedOneByOne", 60.0)
+    scheduled = await world.until_condition("small", "Scheduled", "Placed" if gang else "PlacedOneByOne")
     assert (f"together by {gang.value}" if gang else "no gang-scheduling API") in scheduled["message"]
     await operator.settled()
     assert (await world.condition("small", "Scheduled") or {}).get("status") == "True"

@@ -103,7 +103,7 @@ async def until_kubernetes_knows(world: World, sign: str) -> None:
         pods = [*await world.pods(), *await world.pods("orchestrator")]
         return sign in json.dumps([*others, *pods])
 
-    await eventually(look, 60.0)
+    await eventually(look)
 
 
 async def told(world: World, reason: str) -> dict[str, Any]:
@@ -137,7 +137,7 @@ async def test_what_the_orchestrator_finds_wrong_at_its_start_fails_the_job_with
     # The image has no program that writes its last words; its log takes their place.
     orchestrator |= {"command": FAILING, "terminationMessagePolicy": "FallbackToLogsOnError"}
     await world.submit(**spec)
-    failed = await world.until_condition("sums", "Failed", "InvalidData", 60.0)
+    failed = await world.until_condition("sums", "Failed", "InvalidData")
     assert "no-such-flag" in failed["message"]
 
     async def gone() -> bool:
