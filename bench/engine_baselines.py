@@ -64,4 +64,5 @@ def unpacked(packed: torch.Tensor, layout: Layout) -> Iterator[tuple[str, torch.
 
 
 def _size(dtype: str, shape: list[int]) -> int:
-    return torch.Size(shape).numel() * getattr(torch, dtype).itemsize
+    itemsize: int = getattr(torch, dtype).itemsize
+    return torch.Size(shape).numel() * itemsize

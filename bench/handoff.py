@@ -6,16 +6,15 @@ have. Then: how the time grows with the model's size, between two processes, and
 """
 
 import argparse
-import json
 import os
 import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,21 @@ import torch
 from engine_baselines import Layout, broadcast, join, unpacked
 from engine_fixture import PROBE, Engine, write_model
 from handoff_plot import Point, draw
+from handoff_table import (
+    GLOO,
+    LOADED,
+    LOADING,
+    MAPPED,
+    MEMCPY,
+    OWN,
+    RESTART,
+    SAFETENSORS,
+    TANDEM,
+    Row,
+    conditions,
+    table,
+    written,
+)
 from ports import free_port
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -33,6 +47,7 @@ from tandem_handoff.bench import Handoff, Receiver, Use, compared, filled, trans
 
 Tensors = list[tuple[str, torch.Tensor]]
 CPU = torch.device("cpu")
+PAGE, PLOT = Path("docs/performance.md"), Path("docs/figures/handoff-scaling.svg")
 BUCKET = 64 * 2**20
 MODEL: dict[str, Any] = {
     "hidden_size": 1024,
@@ -45,22 +60,7 @@ MODEL: dict[str, Any] = {
     "initializer_range": 0.05,
 }
 WORKER = ["--worker-extension-cls", "engine_baselines.Baselines"]
-SIZES_MIB = (50, 100, 250, 500, 1000, 2000)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way: seconds of each repetition (median and best are printed), the bytes, and seconds of its parts."""
-
-    name: str
-    seconds: list[float]
-    nbytes: int
-    parts: dict[str, float]
-
-    def __str__(self) -> str:
-        median, best = statistics.median(self.seconds), min(self.seconds)
-        parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in self.parts.items())
-        return f"{self.name:34}{median:9.2f} s {best:9.2f} s {self.nbytes / median / 1e9:8.2f} GB/s   {parts}"
+SIZES_MIB = (40, 100, 250, 500, 1000, 2000)
 
 
 class Trainer:
@@ -104,8 +104,8 @@ class Ways:
         whole = time.perf_counter() - began
         seconds = self.engine.report()["seconds"]
         # While the engine loads a bucket the next one is filled: what loading does not hide is Tandem's own.
-        own = seconds["receive"] - seconds["load"]
-        return {"whole": whole, "vLLM loads and repacks": seconds["load"] + seconds["finish"], "not hidden by it": own}
+        loading, own = seconds["load"] + seconds["finish"], seconds["receive"] - seconds["load"]
+        return {"whole": whole, LOADING: loading, "not hidden by it": own, "requests": whole - loading - own}
 
     def safetensors(self, version: int) -> dict[str, float]:
         """Save to tmpfs, and vLLM's own reload from there."""
@@ -159,10 +159,10 @@ def side_by_side(trainer: Trainer, directory: Path, rounds: int) -> list[Row]:
     engine = Engine(trainer.model, directory, "bfloat16", arguments)
     try:
         engine.wait()
-        rows = show([Row("restart of the engine", [time.perf_counter() - began], trainer.nbytes, {})])
+        rows = show([Row(RESTART, [time.perf_counter() - began], trainer.nbytes, {})])
         with engine.exporter(BUCKET, Verify.NAMES) as names:
             ways = Ways(engine, trainer, names)
-            actions = {"Tandem": ways.tandem, "safetensors on tmpfs": ways.safetensors, "gloo": ways.gloo}
+            actions = {TANDEM: ways.tandem, SAFETENSORS: ways.safetensors, GLOO: ways.gloo}
             rows += _measured(ways, actions, rounds)
         with engine.exporter(BUCKET, Verify.CHECKSUMS) as checked:
             ways.exporter = checked
@@ -178,7 +178,7 @@ def show(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def _measured(ways: Ways, actions: dict[str, Callable[[int], dict[str, float]]], rounds: int) -> list[Row]:
+def _measured(ways: Ways, actions: Mapping[str, Callable[[int], dict[str, float]]], rounds: int) -> list[Row]:
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in actions}
     right: list[torch.Tensor] = []
     for number in range(rounds + 1):
@@ -201,7 +201,7 @@ def copies(tensors: Tensors, rounds: int) -> Row:
     """The limit: the same tensors copied once within this process, into memory that was used before."""
     targets = [torch.empty_like(tensor) for _, tensor in tensors]
     seconds = [_copy(tensors, targets) for _ in range(rounds + 1)][1:]
-    return Row("memcpy of the same bytes", seconds, sum(tensor.nbytes for _, tensor in tensors), {})
+    return Row(MEMCPY, seconds, sum(tensor.nbytes for _, tensor in tensors), {})
 
 
 def own_work(tensors: Tensors, rounds: int) -> list[Row]:
@@ -214,33 +214,31 @@ def own_work(tensors: Tensors, rounds: int) -> list[Row]:
             path = Path(directory) / "handoff-0.sock"
             with Exporter(path, BUCKET, verify=verify) as exporter, Receiver(path, CPU) as receiver:
                 handoff = Handoff(exporter, receiver, tensors, Use.LOOK)
-                step = compared("", handoff, nbytes, "", lambda: _copy(tensors, targets), rounds)
+                step = compared("", handoff, nbytes, "", lambda: _copy(tensors, targets), 3 * rounds)
         assert step.of_limit is not None
-        rows.append(
-            Row(f"Tandem's own work, {verify}", [step.seconds], nbytes, {"of the copy beside it": step.of_limit})
-        )
+        rows.append(Row(f"{OWN}, {verify}", [step.seconds], nbytes, {}, of_copy=step.of_limit))
     return rows
 
 
 def scaling(sizes_mib: tuple[int, ...], rounds: int) -> list[Point]:
-    """Seconds by size, of a copy, of Tandem's own work, and with a receiver that copies into parameters."""
+    """Seconds by size, of a copy, of Tandem's own work, and with a receiver that copies into parameters, by turns."""
     points = []
     for mib in sizes_mib:
-        tensors = transformer_like(mib * 2**20, CPU)
+        tensors = transformer_like(mib * 2**20, CPU, hidden=512 if mib < 100 else 1024)
+        targets = [torch.empty_like(tensor) for _, tensor in tensors]
         nbytes = sum(tensor.nbytes for _, tensor in tensors)
-        points.append(Point("memcpy", nbytes, statistics.median(copies(tensors, rounds).seconds)))
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "handoff-0.sock"
             with Exporter(path, BUCKET) as exporter, Receiver(path, CPU) as receiver:
-                for name, use in (("Tandem, mapped", Use.LOOK), ("Tandem, loaded", Use.LOAD)):
-                    handoff = Handoff(exporter, receiver, tensors, use)
-                    handoff()
-                    seconds = statistics.median(handoff() for _ in range(rounds))
-                    points.append(Point(name, nbytes, seconds))
-                    print(
-                        f"{name:16}{nbytes / 1e6:8.0f} MB {seconds:8.3f} s {nbytes / seconds / 1e9:6.2f} GB/s",
-                        flush=True,
-                    )
+                actions: dict[str, Callable[[], float]] = {
+                    MEMCPY: partial(_copy, tensors, targets),
+                    MAPPED: Handoff(exporter, receiver, tensors, Use.LOOK),
+                    LOADED: Handoff(exporter, receiver, tensors, Use.LOAD),
+                }
+                seconds = [[action() for action in actions.values()] for _ in range(2 * rounds + 1)][1:]
+        for name, found in zip(actions, zip(*seconds, strict=True), strict=True):
+            points.append(Point(name, nbytes, statistics.median(found)))
+            print(f"{name:26}{nbytes / 1e6:8.0f} MB {points[-1].seconds:8.3f} s", flush=True)
     return points
 
 
@@ -269,7 +267,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=MODEL["num_hidden_layers"])
     parser.add_argument("--largest-mib", type=int, default=max(SIZES_MIB))
     parser.add_argument("--no-engine", action="store_true", help="only what needs no vLLM")
-    parser.add_argument("--plot", type=Path, default=Path("docs/figures/handoff-scaling.svg"))
+    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE}, and the plot into {PLOT}")
     options = parser.parse_args()
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the engines are ended on the way out
@@ -281,17 +279,18 @@ def main() -> None:
         model = write_model(Path(tmpfs), DType.BFLOAT16, **MODEL | {"num_hidden_layers": options.layers})
         trainer = Trainer(model, Path(tmpfs))
         trainer.write(0)
-        print(
-            f"{trainer.nbytes / 1e9:.2f} GB of bfloat16 in {len(trainer.versions[0])} tensors, load {os.getloadavg()}"
-        )
-        print(f"{'':34}{'median':>11} {'best':>11}")
+        said = conditions(trainer.nbytes, len(trainer.versions[0]), options.rounds)
+        print(said, flush=True)
         rows = show([copies(trainer.versions[0], options.rounds), *own_work(trainer.versions[0], options.rounds)])
         if not options.no_engine:
             rows += side_by_side(trainer, Path(directory), options.rounds)
     del trainer
     points = scaling(tuple(size for size in SIZES_MIB if size <= options.largest_mib), options.rounds)
-    options.plot.write_text(draw(points))
-    print(json.dumps([row.__dict__ for row in rows]))
+    made = table(rows, said, points)
+    print(made)
+    if options.write:
+        PLOT.write_text(draw(points))
+        PAGE.write_text(written(PAGE.read_text(), made))
 
 
 if __name__ == "__main__":
