@@ -204,6 +204,12 @@ def test_a_directory_that_holds_a_run_is_refused_with_the_way_out(manifest: Path
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_directory_that_cannot_be_made_is_refused_in_a_sentence(manifest: Path) -> None:
+    result = run("run", manifest, "--out", manifest / "out")
+    assert result.returncode == 2
+    assert result.stderr == f"{manifest / 'out'}: cannot hold a run: Not a directory; choose another --out\n"
+
+
 def test_a_wrong_manifest_starts_nothing(manifest: Path, tmp_path: Path) -> None:
     text = manifest.read_text().replace("iterations: 3", "iterations: 0")
     manifest.write_text(text)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """report.html holds exactly what the run left behind, at every stage of a run, and asks nothing of any network."""
 
+import io
 import json
 import math
 import re
@@ -10,11 +11,16 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from tandem_api.errors import UserError
+from tandem_api.status import RLJobStatus
 from tandem_cli.report.data import RunData, load
 from tandem_cli.report.headline import cards, facts, flat
 from tandem_cli.report.page import render, write_report
+from tandem_cli.run.command import tell
+from tandem_cli.run.directory import RunDirectory
+from tandem_cli.run.driver import End, Ending
 
 SPEC: dict[str, Any] = {
     "iterations": 200,
@@ -178,3 +184,16 @@ def test_writing_replaces_the_page_as_a_whole(tmp_path: Path) -> None:
     write_report(page, data)
     assert page.read_text().startswith("<!doctype html>")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_run_that_succeeded_says_so_also_where_its_report_cannot_be_written(tmp_path: Path) -> None:
+    out = run_directory(tmp_path / "a run", 3)
+    (out / "report.html").mkdir()
+    said = io.StringIO()
+    status = tell(
+        Ending(End.SUCCEEDED, RLJobStatus()), tmp_path / "job.yaml", RunDirectory(out), Console(file=said, width=200)
+    )
+    assert status == 0
+    first, *rest = said.getvalue().splitlines()
+    assert first == f"{out / 'report.html'}: cannot be written: Is a directory; once it can be: tandem report '{out}'"
+    assert rest[0] == "job succeeded."

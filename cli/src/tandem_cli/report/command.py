@@ -11,7 +11,7 @@ def report_command(directory: Path, compare: Path | None, out: Path | None) -> P
     """Write the page and return where it is.
 
     Raises:
-        UserError: a directory holds no run.
+        UserError: a directory holds no run, or the page cannot be written.
     """
     page = out or directory / "report.html"
     write_report(page, load(directory), load(compare) if compare else None)

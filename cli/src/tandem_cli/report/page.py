@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from tandem_api.errors import Problem, UserError
 from tandem_api.files import write_whole
 from tandem_cli.report.data import Row, RunData
 from tandem_cli.report.headline import cards, facts, subtitle
@@ -17,9 +18,16 @@ _SCRIPTS = ("format.js", "charts.js", "timeline.js", "page.js")
 
 
 def write_report(path: Path, data: RunData, other: RunData | None = None) -> None:
-    """Write the report of a run, beside another one if given; a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, render(data, other).encode())
+    """Write the report of a run, beside another one if given; a reader never sees half of it.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, render(data, other).encode())
+    except OSError as error:
+        raise UserError(Problem(str(path), f"cannot be written: {error.strerror or error}")) from error
 
 
 def render(data: RunData, other: RunData | None = None) -> str:

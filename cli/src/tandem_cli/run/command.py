@@ -47,7 +47,7 @@ def run_command(file: Path, out: Path | None, resume: bool, console: Console) ->
             ending = _run(job, written, directory, console)
         except RunFailed as error:
             ending = Ending(End.FAILED, directory.read_status(), str(error))
-        return _tell(ending, file, directory, console)
+        return tell(ending, file, directory, console)
 
 
 def _run(job: RLJobObject, written: manifest.Manifest, directory: RunDirectory, console: Console) -> Ending:
@@ -82,10 +82,11 @@ class _LogFile:
         return
 
 
-def _tell(ending: Ending, file: Path, directory: RunDirectory, console: Console) -> int:
+def tell(ending: Ending, file: Path, directory: RunDirectory, console: Console) -> int:
+    """Say how the run ended, and write its report; the exit status."""
     data = load(directory.path)
     if data.metrics:
-        write_report(directory.report, data)
+        _report(data, directory, console)
     match ending.end:
         case End.SUCCEEDED:
             _tell_success(data, directory, console)
@@ -97,6 +98,15 @@ def _tell(ending: Ending, file: Path, directory: RunDirectory, console: Console)
             again = shlex.join(["tandem", "run", str(file), "--out", str(directory.path), "--resume"])
             _print(console, f"Stopped. {_saved(ending.status)} Go on with: {again}")
             return INTERRUPTED
+
+
+def _report(data: RunData, directory: RunDirectory, console: Console) -> None:
+    """Write the page, which can be made again at any time: how the run ended counts more."""
+    try:
+        write_report(directory.report, data)
+    except UserError as error:
+        again = shlex.join(["tandem", "report", str(directory.path)])
+        _print(console, f"{error}; once it can be: {again}")
 
 
 def _saved(status: RLJobStatus) -> str:

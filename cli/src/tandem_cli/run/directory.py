@@ -73,8 +73,11 @@ class RunDirectory:
             raise UserError(Problem(str(self.path), "is not an empty directory; choose another --out"))
 
     def __enter__(self) -> Self:
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise self._unusable(error) from error
         end = time.monotonic() + _LOCK_SECONDS
         while not _locked(self._lock):
             if time.monotonic() > end or not self._holder_is_gone():
@@ -149,7 +152,13 @@ class RunDirectory:
         own = dict(written.document.value)
         own["metadata"] = {**own["metadata"], "uid": job.metadata.uid}
         text = yaml.safe_dump_all([own, *written.others], sort_keys=False, allow_unicode=True)
-        write_whole(self.job, text.encode())
+        try:
+            write_whole(self.job, text.encode())
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> UserError:
+        return UserError(Problem(str(self.path), f"cannot hold a run: {error.strerror}; choose another --out"))
 
 
 def _changes(before: RLJobObject, now: RLJobObject, written: manifest.Manifest) -> list[Problem]:

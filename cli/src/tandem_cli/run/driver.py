@@ -76,7 +76,7 @@ class Driver:
         self._keys = JobKeys(job.metadata.namespace, job.metadata.name, job.metadata.uid)
         self._desired: DesiredState | None = None
         self._written: RLJobStatus | None = None
-        self._unwritten: RLJobStatus | None = None
+        self._status_waits = False
         self._pace = Pace()
         self._began = time.monotonic()
         self._accuracy_before = job.status.accuracy
@@ -143,11 +143,11 @@ class Driver:
         try:
             self._directory.write_status(status)
         except OSError as error:
-            if self._unwritten is None:
+            if not self._status_waits:
                 self._display.note(f"{self._directory.status} cannot be written: {error.strerror}; the run goes on")
-            self._unwritten = status
+            self._status_waits = True
         else:
-            self._written, self._unwritten = status, None
+            self._written, self._status_waits = status, False
 
     def _view(self, status: RLJobStatus, progress: Progress | None) -> View:
         iterations = self._job.spec.iterations
