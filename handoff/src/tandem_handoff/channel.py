@@ -57,9 +57,7 @@ class Channel:
         what = f"sending {message['type']!r}"
         try:
             self._socket.settimeout(deadline.remaining(what))
-            self._send_header(_LENGTH.pack(len(body)), descriptor)
-            self._socket.settimeout(deadline.remaining(what))
-            self._socket.sendall(body)
+            self._send_frame(_LENGTH.pack(len(body)) + body, descriptor)
         except OSError as error:
             raise self._reason(error, what) from error
 
@@ -123,12 +121,9 @@ class Channel:
         except HandoffError:
             return None
 
-    def _send_header(self, header: bytes, descriptor: int | None) -> None:
-        if descriptor is None:
-            self._socket.sendall(header)
-        else:
-            sent = socket.send_fds(self._socket, [header], [descriptor])
-            self._socket.sendall(header[sent:])
+    def _send_frame(self, frame: bytes, descriptor: int | None) -> None:
+        sent = 0 if descriptor is None else socket.send_fds(self._socket, [frame], [descriptor])
+        self._socket.sendall(frame[sent:])
 
     def _read(self, count: int, deadline: Deadline, waiting_for: str, descriptors: list[int]) -> bytes:
         received = bytearray()
