@@ -100,7 +100,8 @@ class Buildah:
     def save(self, images: Sequence[str], known: set[str], archive: IO[bytes]) -> None:
         layout = cache_directory() / "layout"
         for image in images:
-            if label_in_layout(layout, image, INPUTS_LABEL) == self.built_from(image):
+            built_from = self.built_from(image)  # empty if it was pulled, and then nothing says whether it has changed
+            if built_from and label_in_layout(layout, image, INPUTS_LABEL) == built_from:
                 continue
             # Layers that the layout has already are not written again, but they are read: a minute for a large image.
             self.call("push", "--quiet", "--disable-compression", image, f"oci:{layout}:{image}")
