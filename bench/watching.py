@@ -27,6 +27,7 @@ from runs import ROOT, run
 MOST = 0.01
 _WARM = 2
 _SCRAPE_SECONDS = 2.0
+_ANSWER_SECONDS = 10.0
 _PODS = 2
 _SMALL = {
     "spec.data.warmup": None,
@@ -67,7 +68,7 @@ def _scrape(out: Path, over: threading.Event) -> None:
             continue
         for address, _ in pods.values():
             try:
-                urllib.request.urlopen(f"http://{address}:9400/metrics").read()
+                urllib.request.urlopen(f"http://{address}:9400/metrics", timeout=_ANSWER_SECONDS).read()
             except OSError:  # the pod is not up yet, or has ended
                 continue
 

@@ -22,6 +22,7 @@ import yaml
 from dashboards.check import expressions
 
 _RULES = Path(__file__).parents[1] / "charts" / "tandem" / "rules" / "tandem.yaml"
+_SECONDS = 60.0
 _SELECTOR = re.compile(r"\b(?:tandem|etcd)_[a-z_]+(?<!_dev_job)\b(?:\{[^}]*\})?")
 
 EMPTY_ON_ONE_MACHINE = frozenset(
@@ -77,7 +78,7 @@ def ask(url: str, where: str, expression: str, at: float) -> Answer:
     """The answer to one expression at a time in Unix seconds."""
     query = urllib.parse.urlencode({"query": expression, "time": at})
     try:
-        with urllib.request.urlopen(f"{url}/api/v1/query?{query}") as answer:  # noqa: S310 (the user names it)
+        with urllib.request.urlopen(f"{url}/api/v1/query?{query}", timeout=_SECONDS) as answer:  # noqa: S310 (the user names it)
             found = json.load(answer)["data"]["result"]
     except urllib.error.HTTPError as error:
         return Answer(where, expression, error=json.load(error)["error"])

@@ -13,6 +13,7 @@ from ports import free_port
 from running import ROOT, processes_of
 from waiting import until
 
+_ANSWER_SECONDS = 10.0
 _CONFIGURATION = """
 global: {scrape_interval: 1s, scrape_timeout: 1s}
 scrape_configs:
@@ -84,7 +85,7 @@ def prometheus(directory: Path) -> Iterator[Prometheus]:
 
 def _ready(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/-/ready") as answer:
+        with urllib.request.urlopen(f"{url}/-/ready", timeout=_ANSWER_SECONDS) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
