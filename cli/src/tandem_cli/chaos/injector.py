@@ -50,12 +50,8 @@ class Injector:
             JobEnded: the job had ended before.
         """
         async with self._job.armed(fault) as armed:
-            await self._begun(fault)
-            await asyncio.sleep(fault.after)
+            before = await self._moment(fault)
             self._before()
-            before = self._now()
-            if fault.kind is Kind.CORRUPT_SEGMENT and before.record.name is not PhaseName.HANDOFF:
-                raise NotDone("the handoff was over before it")
             at = await armed.strike()
             hit = self._now().record.name
             self._tell(Struck(fault, hit))
@@ -73,6 +69,19 @@ class Injector:
         assert self._job.seen is not None, "a phase has begun"
         return self._job.seen
 
+    async def _moment(self, fault: Fault) -> Seen:
+        """The job when the fault is due. A handoff may be over by then: there are segments in the next one."""
+        try:
+            async with asyncio.timeout(self._patience + fault.after):
+                while True:
+                    await self._begun(fault)
+                    await asyncio.sleep(fault.after)
+                    before = self._now()
+                    if fault.kind is not Kind.CORRUPT_SEGMENT or before.record.name is PhaseName.HANDOFF:
+                        return before
+        except TimeoutError:
+            raise NotDone(f"{fault.phase} did not begin within {self._patience:.0f} s") from None
+
     async def _begun(self, fault: Fault) -> None:
         """Returns when the next phase of the fault's name begins."""
         epoch = self._job.seen.record.epoch if self._job.seen else 0
@@ -84,10 +93,7 @@ class Injector:
                 raise JobEnded(f"the job was {seen.record.name} before {fault.phase} came")
             return (seen.record.epoch > epoch and seen.record.name is fault.phase) or None
 
-        try:
-            await self._job.until(begun, self._patience)
-        except TimeoutError:
-            raise NotDone(f"{fault.phase} did not begin within {self._patience:.0f} s") from None
+        await self._job.until(begun)
 
     async def _bring_about_recovery(self, fault: Fault) -> None:
         index = fault.index if fault.component.in_pod else 0
