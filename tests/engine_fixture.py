@@ -43,7 +43,7 @@ CONFIG: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "initializer_range": 0.2,
 }
-START_SECONDS = 400.0
+START_SECONDS = 900.0
 PROBE = [5, 3, 12, 7, 14, 2, 9, 11, 4]
 
 
@@ -103,7 +103,7 @@ class Engine:
             )
         # After an answer of 500 the server closes the connection, so none is used twice.
         transport = httpx.HTTPTransport(uds=str(self.socket), limits=httpx.Limits(max_keepalive_connections=0))
-        self._http = httpx.Client(transport=transport, base_url="http://engine", timeout=120)
+        self._http = httpx.Client(transport=transport, base_url="http://engine", timeout=300)
 
     def wait(self) -> None:
         """Returns when the engine answers; fails with the end of its log."""
@@ -132,7 +132,7 @@ class Engine:
         report: dict[str, Any] = answer.json()["results"][0]
         return report
 
-    def update(self, version: int, timeout: float = 60.0) -> httpx.Response:
+    def update(self, version: int, timeout: float = 240.0) -> httpx.Response:
         """Pause, start and update; the answer to the update."""
         self.call("/pause").raise_for_status()
         self.call("/start_weight_update").raise_for_status()
@@ -152,10 +152,10 @@ class Engine:
     ) -> Manifest:
         """A complete handoff of these tensors from this process."""
         with self.exporter(bucket_bytes, verify) as exporter, ThreadPoolExecutor(1) as pool:
-            exported = pool.submit(exporter.export, version, tensors, 60.0)
+            exported = pool.submit(exporter.export, version, tensors, 240.0)
             answer = self.update(version)
             assert answer.status_code == 200, answer.text
-            manifest = exported.result(60.0)
+            manifest = exported.result(240.0)
         self.finish(version)
         return manifest
 

@@ -19,7 +19,7 @@ _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["tandem_handoff"])
 
 Content = tuple[str, tuple[int, ...], bytes]
-REPLY_SECONDS = 60.0
+REPLY_SECONDS = 240.0
 
 
 @dataclass(frozen=True)

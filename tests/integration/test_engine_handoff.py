@@ -39,10 +39,10 @@ def assert_refused(
 ) -> str:
     """The engine refuses these tensors and is out of service; its message."""
     with ThreadPoolExecutor(1) as pool:
-        exported = pool.submit(exporter.export, version, tensors, 60.0)
+        exported = pool.submit(exporter.export, version, tensors, 240.0)
         answer = engine.update(version)
         with pytest.raises(HandoffError):
-            exported.result(60.0)
+            exported.result(240.0)
     assert answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR
     report = engine.report()
     assert not report["in_service"]
@@ -153,9 +153,9 @@ def test_a_trainer_that_fails_midway_leaves_the_engine_out_of_service(
     with engine.exporter(bucket_bytes=2**12) as exporter:
         assert "a rank was lost" in assert_refused(engine, exporter, version, gather())
         with ThreadPoolExecutor(1) as pool:
-            exported = pool.submit(exporter.export, version, weights(model), 60.0)
+            exported = pool.submit(exporter.export, version, weights(model), 240.0)
             assert engine.update(version).status_code == httpx.codes.OK
-            exported.result(60.0)
+            exported.result(240.0)
     engine.finish(version)
     assert_engine_computes(engine, model, version)
 
@@ -163,25 +163,25 @@ def test_a_trainer_that_fails_midway_leaves_the_engine_out_of_service(
 def test_an_exporter_of_another_version_is_refused(engine: Engine, version: int) -> None:
     model = reference_model(engine.model, seed=version)
     with engine.exporter() as exporter, ThreadPoolExecutor(1) as pool:
-        exported = pool.submit(exporter.export, version + 500, weights(model), 60.0)
+        exported = pool.submit(exporter.export, version + 500, weights(model), 240.0)
         answer = engine.update(version)
         assert f"version {version + 500}" in answer.json()["error"]["message"]
         with pytest.raises(HandoffError):
-            exported.result(60.0)
+            exported.result(240.0)
     engine.hand_over(version, weights(model))
     assert_engine_computes(engine, model, version)
 
 
 def test_an_unexpected_digest_is_refused(engine: Engine, version: int) -> None:
     model = reference_model(engine.model, seed=version)
-    info = {"version": version, "timeout": 60.0, "expected_digest": "0" * 64}
+    info = {"version": version, "timeout": 240.0, "expected_digest": "0" * 64}
     with engine.exporter() as exporter, ThreadPoolExecutor(1) as pool:
-        exported = pool.submit(exporter.export, version, weights(model), 60.0)
+        exported = pool.submit(exporter.export, version, weights(model), 240.0)
         engine.call("/start_weight_update").raise_for_status()
         answer = engine.call("/update_weights", {"update_info": info})
         assert f"expected {'0' * 64}" in answer.json()["error"]["message"]
         with pytest.raises(PeerRefusedError, match=r"the digest is [0-9a-f]{64}, expected 0{64}"):
-            exported.result(60.0)
+            exported.result(240.0)
     engine.hand_over(version, weights(model))
     assert_engine_computes(engine, model, version)
 
@@ -212,7 +212,7 @@ def paused_midway(engine: Engine, length: int) -> Completion:
         while generated_tokens(engine) == before and not running.done():
             continue
         engine.call("/pause?mode=abort").raise_for_status()
-        return completion(running.result(60.0).json())
+        return completion(running.result(240.0).json())
 
 
 def test_a_pause_returns_partial_completions_that_go_on_where_they_stopped(engine: Engine, version: int) -> None:
@@ -235,10 +235,10 @@ def test_a_pause_returns_partial_completions_that_go_on_where_they_stopped(engin
 def test_the_exporter_hears_why_the_engine_refused(engine: Engine, version: int) -> None:
     model = reference_model(engine.model, seed=version)
     with engine.exporter() as exporter, ThreadPoolExecutor(1) as pool:
-        exported = pool.submit(exporter.export, version, without(weights(model)), 60.0)
+        exported = pool.submit(exporter.export, version, without(weights(model)), 240.0)
         engine.update(version)
         with pytest.raises(PeerRefusedError, match=K_PROJ):
-            exported.result(60.0)
+            exported.result(240.0)
     engine.hand_over(version, weights(model))
 
 

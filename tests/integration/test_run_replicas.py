@@ -21,7 +21,7 @@ from tandem_api.metrics import series_per_job
 from tandem_api.utilisation import attribute, held, shares
 
 ITERATIONS = 2
-START_SECONDS = 300.0
+START_SECONDS = 600.0
 RUN_SECONDS = 1200.0
 TWO_PODS = {
     "spec.iterations": ITERATIONS,

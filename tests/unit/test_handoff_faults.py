@@ -46,7 +46,7 @@ from tandem_handoff import (
 from tandem_handoff.channel import Channel
 
 Tensors = list[tuple[str, torch.Tensor]]
-TIMEOUT = 60.0
+TIMEOUT = 240.0
 BUCKET = 1024
 LENGTHS = {f"t{index}": 100 for index in range(6)}
 

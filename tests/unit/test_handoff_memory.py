@@ -12,7 +12,7 @@ from handoff_peers import forget_peak, looking_peer, memory, open_descriptors, s
 
 from tandem_handoff import Exporter, HandoffError, Importer, Verify
 
-TIMEOUT = 60.0
+TIMEOUT = 240.0
 MIB = 2**20
 BUCKET = 16 * MIB
 PART = torch.ones(MIB // 4)
@@ -61,17 +61,23 @@ def test_a_thousand_handoffs_broken_in_every_way_leak_nothing(tmp_path: Path) ->
         for number in range(100):
             cycle.run(number)
         gc.collect()
-        before = memory()["VmRSS"], open_descriptors(), shared_memory()
+        before = held(), open_descriptors(), shared_memory()
         for number in range(1000):
             cycle.run(number)
         gc.collect()
-        after = memory()["VmRSS"], open_descriptors(), shared_memory()
-        print(f"RSS {before[0] / MIB:.1f} -> {after[0] / MIB:.1f} MiB, {cycle.broken} of 1100 broken")
+        after = held(), open_descriptors(), shared_memory()
+        print(f"{before[0] / MIB:.1f} -> {after[0] / MIB:.1f} MiB, {cycle.broken} of 1100 broken")
         assert cycle.broken >= 800
         assert after[1] == before[1]
         assert len(after[2]) == len(before[2]) == 2
         # A bucket lost in each would be 4 GiB, an object of a page 4 MiB.
         assert after[0] - before[0] < 4 * MIB
+
+
+def held() -> int:
+    """Bytes of this process that are no file's: the kernel takes and gives those as it likes."""
+    found = memory()
+    return found["RssAnon"] + found["RssShmem"]
 
 
 class _Cycles:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tandem_handoff import Exporter, Verify, drain
 from tandem_handoff.manifest import ALIGNMENT, DTYPES
 
-TIMEOUT = 30.0
+TIMEOUT = 240.0
 
 
 @pytest.fixture(scope="module")
