@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real vLLM that quantises to 8 bits what it loads takes the trainer's bfloat16 weights, again and again.
 
-Of vLLM's schemes that quantise on load only this one has kernels for a CPU, and they need AMX tiles; elsewhere the
-engine does not start, and says so.
+Its kernel for a CPU needs AMX tiles; elsewhere the engine does not start, and says so.
 """
 
 import tempfile
