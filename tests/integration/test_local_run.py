@@ -193,6 +193,17 @@ def test_a_run_that_succeeds_leaves_status_report_and_summary_and_no_process(man
     assert processes_of(tmp_path) == []
 
 
+def test_a_secret_of_the_manifest_can_be_read_by_nobody_else_in_the_runs_directory(
+    manifest: Path, tmp_path: Path
+) -> None:
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "judge"}, "stringData": {"key": "hush-hush"}}
+    manifest.write_text(f"{manifest.read_text()}---\n{yaml.safe_dump(secret)}")
+    out = tmp_path / "out"
+    assert run("run", manifest, "--out", out).returncode == 0
+    holders = [path for path in out.rglob("*") if path.is_file() and b"hush-hush" in path.read_bytes()]
+    assert [(path.name, oct(path.stat().st_mode & 0o077)) for path in holders] == [("job.yaml", "0o0")]
+
+
 def test_a_directory_that_holds_a_run_is_refused_with_the_way_out(manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

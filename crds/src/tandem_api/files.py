@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 
 
-def write_whole(path: Path, content: bytes, *, durable: bool = False) -> None:
+def write_whole(path: Path, content: bytes, *, durable: bool = False, mode: int = 0o644) -> None:
     """Put ``content`` in the place of a file at once: a reader finds what was there before, or all of it.
 
-    ``durable``: it takes that place only when it is on the disk.
+    ``durable``: it takes that place only when it is on the disk. ``mode``: who may read it.
 
     Raises:
         OSError: it could not be written; what was there before still is, and nothing else.
@@ -21,7 +21,7 @@ def write_whole(path: Path, content: bytes, *, durable: bool = False) -> None:
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        Path(name).chmod(0o644)
+        Path(name).chmod(mode)
         Path(name).replace(path)
     except OSError:
         Path(name).unlink()

@@ -20,6 +20,8 @@ from tandem_api.rljob import RLJobObject
 from tandem_api.status import ConditionType, JobPhase, RLJobStatus
 
 _LOCK_SECONDS = 10.0
+_OWNER_ONLY = 0o600
+"""Secrets of the manifest's file go into the run's directory with it."""
 _MAY_CHANGE = {
     "iterations": True,
     "schedule": True,
@@ -153,7 +155,7 @@ class RunDirectory:
         own["metadata"] = {**own["metadata"], "uid": job.metadata.uid}
         text = yaml.safe_dump_all([own, *written.others], sort_keys=False, allow_unicode=True)
         try:
-            write_whole(self.job, text.encode())
+            write_whole(self.job, text.encode(), mode=_OWNER_ONLY)
         except OSError as error:
             raise self._unusable(error) from error
 
