@@ -137,7 +137,6 @@ class Trainer:
         return TrainerReply(
             seconds={"build": built - started, "load": perf_counter() - built},
             measured={"parameters": float(policy.parameter_count())},
-            detail={"iteration": self._counters.iteration, "weightVersion": self._counters.weight_version},
         )
 
     def _warm_up(self, command: Warmup) -> TrainerReply:
