@@ -10,11 +10,13 @@ from aiohttp import ClientSession
 from aiohttp.test_utils import TestClient, TestServer
 from orchestrator_world import EOS, make_job, prompt_file, segment
 from safetensors.numpy import load
-from waiting import DEADLINE
+from structlog.testing import capture_logs
+from waiting import DEADLINE, reached
 
 from tandem_api.messages.batches import CONTENT_TYPE
 from tandem_api.messages.work import Finish, LeaseGrant, LeaseRequest, SegmentBatch, SegmentReceipt
 from tandem_orchestrator import http
+from tandem_orchestrator.batches import Body
 from tandem_orchestrator.buffer import Buffer, BufferFull
 from tandem_orchestrator.http import application
 from tandem_orchestrator.run import Run
@@ -78,6 +80,26 @@ async def test_a_body_that_is_too_large_is_not_read(run: Run, monkeypatch: pytes
     monkeypatch.setattr(http, "MOST_BYTES", 1000)
     async with TestClient(TestServer(application(run, TOKEN)), headers={"Authorization": f"Bearer {TOKEN}"}) as client:
         assert (await client.post("/v1/segments", data=b"x" * 2000)).status == 413
+
+
+async def test_a_peer_that_sends_or_reads_nothing_more_is_let_go(run: Run, monkeypatch: pytest.MonkeyPatch):
+    """Neither a half sent request nor a reply that nobody takes holds on to memory for ever."""
+    monkeypatch.setattr(http, "_READ_SECONDS", 0.2)
+    monkeypatch.setattr(http, "_PIECE_SECONDS", 0.2)
+    monkeypatch.setattr(Run, "warmup", Body(bytes(64 * 2**20), "digest"))
+    head = f" HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {TOKEN}\r\n"
+    async with TestServer(application(run, TOKEN)) as server:
+        reader, writer = await asyncio.open_connection(server.host, server.port)
+        writer.write(f"POST /v1/leases{head}Content-Length: 9\r\n\r\n".encode())
+        status = await asyncio.wait_for(reader.readline(), DEADLINE)
+        assert status.startswith(b"HTTP/1.1 408 ")
+        writer.close()
+        reader, writer = await asyncio.open_connection(server.host, server.port, limit=2**10)
+        with capture_logs() as lines:
+            writer.write(f"GET /v1/warmup{head}\r\n".encode())
+            told = "a peer stopped reading what it asked for; closing its connection"
+            await reached(lambda: told in [line["event"] for line in lines], DEADLINE, "it is let go")
+        writer.close()
 
 
 async def test_work_goes_out_and_comes_back_as_a_batch(run: Run, client: TestClient):

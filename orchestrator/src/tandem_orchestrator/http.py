@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The orchestrator's HTTP API (routes: :mod:`tandem_api.messages.work`)."""
 
+import asyncio
 import hmac
 
 import structlog
@@ -24,14 +25,21 @@ MOST_BYTES = 256 * 2**20
 _PIECE = 256 * 2**10
 """Bytes written at a time. A body given whole would be copied for every trainer that fetches it, over TLS twice."""
 
+_READ_SECONDS = 120.0
+"""Within this time a peer sends all of its body."""
+
+_PIECE_SECONDS = 60.0
+"""Within this time a peer takes the next piece of what it asked for."""
+
 _RUN = web.AppKey("run", Run)
 
 
 def application(run: Run, token: str) -> web.Application:
     """The API of ``run``. Every route but ``/healthz`` asks for ``token`` as bearer token.
 
-    Errors are a sentence of plain text: 400 for a body that is no message, 401, 404, 409 to a member that is behind,
-    413, 503 with Retry-After for what may succeed later, 507 while the buffer's volume is full.
+    Errors are a sentence of plain text: 400 for a body that is no message, 401, 404, 408 for one that does not come, 409
+    to a member that is behind, 413, 503 with Retry-After for what may succeed later, 507 while the buffer's volume is
+    full.
     """
     app = web.Application(middlewares=[_authorised(token), _named_errors], client_max_size=MOST_BYTES)
     app[_RUN] = run
@@ -90,11 +98,11 @@ async def _health(request: web.Request) -> web.Response:
 
 
 async def _leases(request: web.Request) -> web.Response:
-    return _json(await request.app[_RUN].lease(LeaseRequest.model_validate_json(await request.read())))
+    return _json(await request.app[_RUN].lease(LeaseRequest.model_validate_json(await _read(request))))
 
 
 async def _segments(request: web.Request) -> web.Response:
-    return _json(await request.app[_RUN].store(SegmentBatch.model_validate_json(await request.read())))
+    return _json(await request.app[_RUN].store(SegmentBatch.model_validate_json(await _read(request))))
 
 
 async def _batch(request: web.Request) -> web.StreamResponse:
@@ -110,6 +118,14 @@ async def _report(request: web.Request) -> web.Response:
     return web.json_response(request.app[_RUN].report())
 
 
+async def _read(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(_READ_SECONDS):
+            return await request.read()
+    except TimeoutError as error:
+        raise web.HTTPRequestTimeout(text=f"the body did not come within {_READ_SECONDS:.0f} s") from error
+
+
 def _json(message: Message) -> web.Response:
     return web.Response(text=message.wire(), content_type="application/json")
 
@@ -121,7 +137,13 @@ async def _body(request: web.Request, body: Body | None, missing: str) -> web.St
     reply.content_length = len(body.content)
     await reply.prepare(request)
     content = memoryview(body.content)
-    for start in range(0, len(content), _PIECE):
-        await reply.write(content[start : start + _PIECE])
-    await reply.write_eof()
+    try:
+        for start in range(0, len(content), _PIECE):
+            async with asyncio.timeout(_PIECE_SECONDS):
+                await reply.write(content[start : start + _PIECE])
+        await reply.write_eof()
+    except TimeoutError:
+        log.warning("a peer stopped reading what it asked for; closing its connection", path=request.path)
+        if request.transport is not None:
+            request.transport.abort()
     return reply
