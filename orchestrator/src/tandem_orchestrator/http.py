@@ -37,9 +37,9 @@ _RUN = web.AppKey("run", Run)
 def application(run: Run, token: str) -> web.Application:
     """The API of ``run``. Every route but ``/healthz`` asks for ``token`` as bearer token.
 
-    Errors are a sentence of plain text: 400 for a body that is no message, 401, 404, 408 for one that does not come, 409
-    to a member that is behind, 413, 503 with Retry-After for what may succeed later, 507 while the buffer's volume is
-    full.
+    Errors are a sentence of plain text: 400 for a body that is no message, 401, 404, 408 for one that does not come,
+    409 to a member that is behind, 413, 503 with Retry-After for what may succeed later, 507 while the buffer's volume
+    is full.
     """
     app = web.Application(middlewares=[_authorised(token), _named_errors], client_max_size=MOST_BYTES)
     app[_RUN] = run
