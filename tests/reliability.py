@@ -28,7 +28,7 @@ def table(recoveries: Iterable[dict[str, Any]]) -> str:
     ]
     for (what, engine), found in sorted(rows.items()):
         seconds = [recovery["seconds"] for recovery in found]
-        phases = ", ".join(phase for phase in PHASES if any(r["fault"]["phase"] == phase for r in found))
+        phases = ", ".join(phase for phase in PHASES if any(recovery["hit"] == phase for recovery in found))
         worlds = sum(recovery["new_world"] for recovery in found)
         starts = f"{statistics.median(r['engineSeconds'] for r in found):.1f} s" if engine else "none"
         lines.append(
