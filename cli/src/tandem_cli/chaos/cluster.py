@@ -22,6 +22,7 @@ from tandem_cli.cluster.errors import ClusterError
 from tandem_cli.cluster.objects import Cluster, Job, Pod
 
 _LOOK_SECONDS = 1.0
+_ANSWER_SECONDS = 30.0
 _STATE = "/var/lib/tandem"
 _CONTAINERS = {
     Component.ENGINE: "engine",
@@ -209,7 +210,13 @@ class ClusterJob:
             raise NotDone("etcd cannot be reached from any pod of the job now")
         whose = "leader" if fault.component is Component.ORCHESTRATOR else str(fault.index)
         self._watching.write(f"{whose}\n".encode())
-        answer = await self._answers.get()
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                answer = await self._answers.get()
+        except TimeoutError as error:
+            raise NotDone(
+                f"the pod that watches etcd for us did not say within {_ANSWER_SECONDS:.0f} s that it took the lease"
+            ) from error
         if "refused" in answer:
             raise NotDone(answer["refused"])
 
