@@ -48,7 +48,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.leases: list[tuple[int, Lease]] = []
 
     def wait[T](self, work: Coroutine[Any, Any, T]) -> T:
-        return self.loop.run_until_complete(asyncio.wait_for(work, 30))
+        return self.loop.run_until_complete(asyncio.wait_for(work, DEADLINE))
 
     @initialize()
     def start(self) -> None:
