@@ -2,6 +2,7 @@
 """Brings the cluster up and takes it down again, whatever an earlier run left behind."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -146,8 +147,7 @@ class Cluster:
         for mount in _mounts_below(self.layout.state):
             subprocess.run(["umount", "--lazy", mount], check=True)
         for cgroup in _kubelet_cgroups():
-            with contextlib.suppress(FileNotFoundError):
-                cgroup.rmdir()
+            _remove(cgroup)
         if shutil.which("nft") and shutil.which("ip"):
             remove_network()
         if not self.layout.state.exists():
@@ -177,6 +177,23 @@ def _kubelet_cgroups() -> list[Path]:
 def _members(cgroup: Path) -> Iterator[int]:
     with contextlib.suppress(FileNotFoundError):
         yield from (int(line) for line in (cgroup / "cgroup.procs").read_text().split())
+
+
+def _remove(cgroup: Path) -> None:
+    """Remove a control group; one whose last process has just ended may be busy for a moment."""
+
+    def gone() -> bool:
+        try:
+            cgroup.rmdir()
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False
+        return True
+
+    wait_until(gone, 30, lambda: f"{cgroup} stays busy although no process is in it")
 
 
 def _mounts_below(directory: Path) -> list[str]:

@@ -28,12 +28,21 @@ def create_bridge() -> None:
     _run("ip", "link", "set", BRIDGE, "up")
 
 
+def _delete(link: str) -> None:
+    try:
+        _run("ip", "link", "delete", link)
+    except ClusterError:
+        # The kernel takes a pod's cable away with the pod's namespace, a moment after that is gone.
+        if link in _links():
+            raise
+
+
 def remove_network() -> None:
     """Deletes the bridge, the pods' ends of their cables, and the proxy's and CNI's rules."""
     if BRIDGE in _links("type", "bridge"):
         for link in _links("master", BRIDGE):
-            _run("ip", "link", "delete", link)
-        _run("ip", "link", "delete", BRIDGE)
+            _delete(link)
+        _delete(BRIDGE)
     for table in json.loads(_run("nft", "--json", "list", "tables"))["nftables"]:
         found = table.get("table", {})
         if found.get("name") == "kube-proxy":
