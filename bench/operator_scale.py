@@ -56,7 +56,7 @@ _SENDERS = 16
 _BROKEN = {"hybrid": {"template": {"spec": {"nope": 1}}}}
 """A field that no pod has: the API server refuses this job's objects whenever the operator tries."""
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 150)
 
 
 @dataclass(slots=True)

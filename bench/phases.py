@@ -83,7 +83,7 @@ _LOAD = {
     "process_cpu_seconds_total": "cpu",
 }
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 150)
 Cost = dict[str, float]
 """What etcd did, by kind: requests, proposals to Raft, bytes received and sent, seconds of processor time."""
 
