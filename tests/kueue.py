@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kueue as a process of this machine, built from its Go module, before the API server of the tests."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from go_module import fetched
 from kubectl import KUBECONFIG, kubectl
 from ports import free_port
 
@@ -21,13 +21,12 @@ VERSION = "v0.15.0"
 MODULE = f"sigs.k8s.io/kueue@{VERSION}"
 API = "v1beta2"
 SUM = "h1:9Khzc2ne6/eWuZx5o+R4KlVBzh3kZkTIMzpPC2e8Spg="
-_ENVIRONMENT = os.environ | {"GOFLAGS": "-mod=mod", "GONOSUMDB": "sigs.k8s.io/kueue", "CGO_ENABLED": "0"}
 
 
 @contextmanager
 def kueue(directory: Path) -> Iterator[Path]:
     """Install its kinds and run it; yields its log. It needs root, for a certificate that it looks for in /etc."""
-    source = _source()
+    source = fetched(MODULE, SUM)
     kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(_definitions(source)))
     kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
     log = directory / "kueue.log"
@@ -44,21 +43,6 @@ def kueue(directory: Path) -> Iterator[Path]:
         finally:
             process.terminate()
             process.wait(60)
-
-
-def _source() -> Path:
-    done = subprocess.run(
-        ["go", "mod", "download", "-json", MODULE],
-        cwd="/",
-        env=_ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"go mod download {MODULE}\n{done.stdout}{done.stderr}"
-    found = json.loads(done.stdout)
-    assert found["Sum"] == SUM, f"{MODULE} has hash {found['Sum']}, expected {SUM}"
-    return Path(found["Dir"])
 
 
 def _definitions(source: Path) -> Iterator[dict[str, Any]]:
@@ -85,7 +69,7 @@ def _built(source: Path) -> Path:
             (tree / "go.mod").chmod(0o644)
             (tree / "go.sum").chmod(0o644)
             build = ["go", "build", "-ldflags", "-s -w", "-o", f"{unfinished}/kueue", "./cmd/kueue"]
-            subprocess.run(["nice", "-n", "10", *build], cwd=tree, env=_ENVIRONMENT, check=True)
+            subprocess.run(["nice", "-n", "10", *build], cwd=tree, env=os.environ | {"CGO_ENABLED": "0"}, check=True)
             Path(unfinished, "kueue").rename(program)
     return program
 
