@@ -209,6 +209,8 @@ class ClusterJob:
         if self._watching is None:
             raise NotDone("etcd cannot be reached from any pod of the job now")
         whose = "leader" if fault.component is Component.ORCHESTRATOR else str(fault.index)
+        # An answer that came too late for the last question is none to this one.
+        self._answers = asyncio.Queue()
         self._watching.write(f"{whose}\n".encode())
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
