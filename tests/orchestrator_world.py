@@ -4,13 +4,18 @@
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from safetensors.numpy import load
 
 from tandem_api.environment import Job
 from tandem_api.messages.work import Finish, Lease, LeaseRequest, Segment, SegmentBatch, SegmentReceipt, VersionSpan
 from tandem_api.spec import RLJobSpec
+from tandem_orchestrator.batches import digest
 from tandem_orchestrator.run import Run
 
 CHARACTERS = "0123456789+-= \nabcdefghijklmnopqrstuvwxyz"
@@ -135,3 +140,28 @@ def long_tailed(seed: int, longest: int) -> Callable[[Lease], tuple[int, ...]]:
 
 
 _incarnations = itertools.count()
+
+
+@asynccontextmanager
+async def running(directory: Path, **parts: Any) -> AsyncIterator[Run]:
+    """A prepared run; opened again in the same directory it goes on."""
+    prompts = prompt_file(directory, 24)
+    run = Run(make_job(prompts, **parts), directory / "state")
+    await run.prepare()
+    yield run
+    await run.stop()
+
+
+async def serving(run: Run) -> Engine:
+    """The one engine of a run whose first rollout is open."""
+    await run.open_rollout(0, 0, (0,))
+    run.serve(1)
+    return Engine(run, 1)
+
+
+async def tensors_of(run: Run, iteration: int) -> dict[str, np.ndarray]:
+    body = await run.batch(iteration)
+    assert body is not None
+    found: dict[str, np.ndarray] = load(body.content)
+    assert digest(found) == body.digest
+    return found

@@ -2,55 +2,33 @@
 """Rollouts from drawn prompts to served batches, on a real buffer, with an engine that needs no model."""
 
 import asyncio
-import sqlite3
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from orchestrator_world import EOS, Engine, long_tailed, make_job, prompt_file, right_answer, segment, token_ids
+from orchestrator_world import (
+    EOS,
+    Engine,
+    long_tailed,
+    make_job,
+    prompt_file,
+    right_answer,
+    running,
+    segment,
+    serving,
+    tensors_of,
+    token_ids,
+)
 from safetensors.numpy import load
+from waiting import DEADLINE
 
 from tandem_api.errors import Fenced, RunFailed, TryAgain, UserError
 from tandem_api.messages.batches import BATCH_TENSORS, WARMUP_TENSORS
 from tandem_api.messages.work import Finish, Lease
-from tandem_orchestrator.batches import digest
 from tandem_orchestrator.results import BatchSummary
 from tandem_orchestrator.run import Run
-
-PATIENCE = 120.0
-
-
-@asynccontextmanager
-async def running(directory: Path, **parts: Any) -> AsyncIterator[Run]:
-    """A prepared run; opened again in the same directory it goes on."""
-    prompts = prompt_file(directory, 24)
-    run = Run(make_job(prompts, **parts), directory / "state")
-    await run.prepare()
-    yield run
-    await run.stop()
-
-
-@contextmanager
-def locked_buffer(directory: Path) -> Iterator[None]:
-    """Another process is in a transaction: what was begun waits for it, some seconds."""
-    with closing(sqlite3.connect(directory / "state" / "buffer.sqlite", isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        yield
-
-
-@contextmanager
-def busy_disk(run: Run) -> Iterator[None]:
-    """The thread that writes has something else to do, however long."""
-    free = threading.Event()
-    run._opened.buffer._writer.submit(lambda _: free.wait())
-    try:
-        yield
-    finally:
-        free.set()
 
 
 async def iterate(
@@ -60,21 +38,13 @@ async def iterate(
     await run.open_rollout(iteration, iteration, (0,))
     run.serve(iteration + 1)
     engine = Engine(run, iteration + 1, answer=answer)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(DEADLINE):
         full = asyncio.create_task(run.rollout_full())
         while not full.done():
             await engine.exhaust(iteration)
             await asyncio.wait([full], timeout=0.01)
         await full
     return await run.close_rollout()
-
-
-async def tensors_of(run: Run, iteration: int) -> dict[str, np.ndarray]:
-    body = await run.batch(iteration)
-    assert body is not None
-    found: dict[str, np.ndarray] = load(body.content)
-    assert digest(found) == body.digest
-    return found
 
 
 async def test_a_batch_holds_what_the_engine_sent(tmp_path: Path):
@@ -116,14 +86,12 @@ async def test_rewards_are_shaped_by_length_once_the_warmup_of_the_penalty_is_ov
 async def test_a_response_cut_for_repetition_is_finished_and_loses_the_penalty(tmp_path: Path):
     repetition = {"repetition": {"ngram": 4, "times": 4, "penalty": 0.25}}
     async with running(tmp_path, rollout=repetition) as run:
-        await run.open_rollout(0, 0, (0,))
-        run.serve(1)
-        engine = Engine(run, 1)
+        engine = await serving(run)
         looping, *others = await engine.lease()
         await engine.store(segment(looping, right_answer(looping)[:-1], Finish.REPETITION))
         await engine.store(*(engine.respond(lease, 0) for lease in others))
         assert await engine.lease() == ()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(DEADLINE):
             await run.rollout_full()
         summary = await run.close_rollout()
         tensors = await tensors_of(run, 0)
@@ -173,9 +141,7 @@ async def test_without_a_budget_every_batch_is_of_its_iterations_weights_alone_a
 
 async def test_a_refused_trajectory_is_leased_again(tmp_path: Path):
     async with running(tmp_path) as run:
-        await run.open_rollout(0, 0, (0,))
-        run.serve(1)
-        engine = Engine(run, 1)
+        engine = await serving(run)
         leases = await engine.lease()
         receipt = await engine.store(segment(leases[0], (10_000,), Finish.STOP))
         assert "token id is outside" in receipt.refused[leases[0].trajectory]
@@ -184,9 +150,7 @@ async def test_a_refused_trajectory_is_leased_again(tmp_path: Path):
 
 async def test_a_cut_trajectory_goes_on_from_its_stored_tokens_with_another_seed(tmp_path: Path):
     async with running(tmp_path) as run:
-        await run.open_rollout(0, 0, (0,))
-        run.serve(1)
-        engine = Engine(run, 1)
+        engine = await serving(run)
         first = (await engine.lease())[0]
         await engine.store(segment(first, token_ids("=1"), Finish.ABORT))
         (again,) = await engine.lease()
@@ -238,9 +202,7 @@ async def test_evaluation_is_greedy_counted_apart_and_due_every_n_iterations_and
 
 async def test_a_deadline_trains_on_what_is_finished_and_gives_up_the_rest(tmp_path: Path):
     async with running(tmp_path) as run:
-        await run.open_rollout(0, 0, (0,))
-        run.serve(1)
-        engine = Engine(run, 1)
+        engine = await serving(run)
         leases = await engine.lease()
         whole = [lease for lease in leases if lease.trajectory.split("-")[0] == leases[0].trajectory.split("-")[0]]
         await engine.store(*(engine.respond(lease, 0) for lease in whole))
@@ -258,7 +220,7 @@ async def test_a_rollout_without_a_single_scored_group_fails_with_the_reasons(tm
         await run.open_rollout(0, 0, (0,))
         run.serve(1)
         await Engine(run, 1).exhaust(0)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(DEADLINE):
             await run.rollout_full()
         with pytest.raises(RunFailed, match=r"nothing to train on: \{'the judge does not answer': 8\}"):
             await run.close_rollout()
@@ -279,7 +241,7 @@ async def test_after_a_rollback_the_same_batches_are_served_and_nothing_is_gener
         assert run.batch_ready(1)
         await run.open_rollout(1, 1, (0,))
         run.serve(9)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(DEADLINE):
             await run.rollout_full()
         assert await Engine(run, 9).lease() == ()
         assert await run.close_rollout() == run.batch_summary(1)
@@ -291,9 +253,7 @@ async def test_after_a_rollback_the_same_batches_are_served_and_nothing_is_gener
 
 async def test_an_interrupted_rollout_goes_on_where_it_was(tmp_path: Path):
     async with running(tmp_path) as run:
-        await run.open_rollout(0, 0, (0,))
-        run.serve(1)
-        engine = Engine(run, 1)
+        engine = await serving(run)
         leases = await engine.lease()
         await engine.store(*(engine.respond(lease, 0) for lease in leases[:3]))
     async with running(tmp_path) as run:
@@ -301,61 +261,6 @@ async def test_an_interrupted_rollout_goes_on_where_it_was(tmp_path: Path):
         run.serve(2)
         again = {lease.trajectory for lease in await Engine(run, 2).lease()}
         assert again == {lease.trajectory for lease in leases[3:]}
-
-
-async def test_what_another_orchestrator_on_the_volume_stored_is_neither_leased_for_ever_nor_lost(tmp_path: Path):
-    async with running(tmp_path) as before:
-        await before.open_rollout(0, 0, (0,))
-        before.serve(1)
-        engine = Engine(before, 1)
-        first, second, *rest = await engine.lease()
-        async with running(tmp_path) as after:
-            await after.open_rollout(0, 0, (0,))
-            after.serve(2)
-            cut = segment(second, right_answer(second)[:2], Finish.ABORT)
-            await engine.store(engine.respond(first, 0), cut, *(engine.respond(lease, 0) for lease in rest))
-            other = Engine(after, 2)
-            async with asyncio.timeout(PATIENCE):
-                await other.exhaust(0)
-                await after.rollout_full()
-            summary = await after.close_rollout()
-            tensors = await tensors_of(after, 0)
-    assert summary is not None
-    assert (summary.samples, summary.accuracy_mean) == (8, 1.0)
-    assert tensors["lossMask"].sum() == summary.tokens
-
-
-async def test_a_request_that_breaks_off_while_it_is_stored_costs_nothing(tmp_path: Path):
-    async with running(tmp_path) as run:
-        await run.open_rollout(0, 0, (0,))
-        run.serve(1)
-        engine = Engine(run, 1)
-        leases = await engine.lease()
-        with locked_buffer(tmp_path):
-            storing = asyncio.create_task(engine.store(*(engine.respond(lease, 0) for lease in leases)))
-            await asyncio.wait([storing], timeout=0.2)
-            storing.cancel()
-            await asyncio.wait([storing])
-        async with asyncio.timeout(PATIENCE):
-            await Engine(run, 1).exhaust(0)
-            await run.rollout_full()
-
-
-async def test_a_rollout_ends_only_when_what_is_being_stored_is(tmp_path: Path):
-    async with running(tmp_path) as run:
-        await run.open_rollout(0, 0, (0,))
-        run.serve(1)
-        engine = Engine(run, 1)
-        leases = await engine.lease()
-        with busy_disk(run):
-            storing = asyncio.create_task(engine.store(*(engine.respond(lease, 0) for lease in leases[1:])))
-            await asyncio.sleep(0)
-            opening = asyncio.create_task(run.open_rollout(0, 0, (0,)))
-            done, _ = await asyncio.wait([storing, opening], timeout=0.2)
-            assert not done
-        await asyncio.gather(storing, opening)
-        run.serve(2)
-        assert [lease.trajectory for lease in await Engine(run, 2).lease()] == [leases[0].trajectory]
 
 
 async def test_with_a_budget_no_trajectory_exceeds_it_and_short_ones_are_batched_first(tmp_path: Path):
