@@ -2,8 +2,9 @@
 """Waiting for what another process, thread or task brings about: for a condition and with a deadline."""
 
 import asyncio
+import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 DEADLINE = 120.0
 """Seconds in which what takes one here comes to pass on the most loaded machine."""
@@ -50,6 +51,19 @@ async def eventually[T](look: Callable[[], Awaitable[T | None]], seconds: float 
             await asyncio.sleep(pause)
             pause = _longer(pause)
     return found
+
+
+def attempts(what: str, seconds: float = DEADLINE) -> Iterator[int]:
+    """1, 2, ... for a loop that ends itself once it has hit a moment that one attempt may miss.
+
+    Raises:
+        TimeoutError: it has not within ``seconds``.
+    """
+    end = time.monotonic() + seconds
+    for number in itertools.count(1):
+        yield number
+        if time.monotonic() > end:
+            raise TimeoutError(f"not within {seconds:g} s and {number} attempts: {what}")
 
 
 def _longer(pause: float) -> float:

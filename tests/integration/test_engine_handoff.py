@@ -18,6 +18,7 @@ from engine_fixture import (
     reference_model,
     weights,
 )
+from waiting import attempts
 
 from tandem_handoff import Exporter, HandoffError, PeerRefusedError, Verify
 
@@ -219,12 +220,11 @@ def test_a_pause_returns_partial_completions_that_go_on_where_they_stopped(engin
     engine.hand_over(version, weights(reference_model(engine.model, seed=version)))
     length = 400
     whole = engine.generate(PROBE, length)
-    for _ in range(10):  # on a busy machine the pause may come after the last token
+    for _ in attempts("a pause comes before the last token"):
         partial = paused_midway(engine, length)
         if partial.finish_reason == "abort":
             break
         engine.call("/resume").raise_for_status()
-    assert partial.finish_reason == "abort"
     assert partial.tokens == whole.tokens[: len(partial.tokens)]
     assert len(partial.logprobs) == len(partial.versions) == len(partial.tokens) < length
     engine.call("/resume").raise_for_status()
