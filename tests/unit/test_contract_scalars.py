@@ -7,11 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tandem_api.messages.phases import PhaseName, PhaseRecord
 from tandem_api.scalars import (
     DURATION_PATTERN,
+    MAX_INDICES,
     QUANTITY_PATTERN,
     bytes_of,
     duration_of,
+    indices_of,
+    indices_text,
     quantity_of,
     seconds_of,
     some_bytes_of,
@@ -84,3 +88,33 @@ def test_a_quantity_may_be_required_to_be_more_than_nothing(value: object) -> No
     assert bytes_of(value) == 0
     with pytest.raises(ValueError, match="more than 0"):
         some_bytes_of(value)
+
+
+@given(st.sets(st.integers(0, 300) | st.integers(0, MAX_INDICES - 1)))
+def test_indices_survive_being_written_and_read(indices: set[int]) -> None:
+    assert indices_of(indices_text(indices)) == tuple(sorted(indices))
+
+
+@pytest.mark.parametrize(
+    ("indices", "text"), [((), ""), ((0,), "0"), (range(1024), "0-1023"), ((0, 1, 2, 5, 7, 8), "0-2,5,7-8")]
+)
+def test_indices_in_a_row_are_written_as_a_range(indices: tuple[int, ...], text: str) -> None:
+    assert indices_text(indices) == text
+
+
+@pytest.mark.parametrize(
+    "text", [",", "0,", "-1", "1-", "a", "5-2", "2,1", "0-2,2", "1,1", " 1", "٣", f"{MAX_INDICES}", "0-9999999"]
+)
+def test_what_are_no_indices_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="ascending indices"):
+        indices_of(text)
+
+
+def test_a_phase_record_is_as_short_for_a_thousand_members_as_for_one() -> None:
+    one, thousand = (
+        PhaseRecord(epoch=1, iteration=0, name=PhaseName.TRAIN, weight_version=0, world=1, members=members, started=0.0)
+        for members in ((0,), tuple(range(1000)))
+    )
+
+    assert len(thousand.wire()) <= len(one.wire()) + len("-999")
+    assert PhaseRecord.model_validate_json(thousand.wire()) == thousand

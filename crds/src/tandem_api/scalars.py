@@ -3,6 +3,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -27,6 +28,10 @@ _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|Ti|k|M|G|T)?")
 QUANTITY_PATTERN = r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$"
 MAX_SCALAR = 32
 """Characters of a duration or quantity; a bound that the API server's cost estimates need."""
+
+_INDICES = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?", re.ASCII)
+MAX_INDICES = 10**6
+"""As many members as keys in etcd have room for."""
 
 PATH_PATTERN = r"^/[^\s]*$"
 URL_PATTERN = r"^https?://[^\s]+$"
@@ -95,6 +100,35 @@ def quantity_of(number: int) -> str:
     return str(number)
 
 
+def indices_of(value: Any) -> Any:
+    """``"0-2,5"`` -> (0, 1, 2, 5), as Kubernetes writes a Job's ``completedIndexes``; a sequence is left as it is.
+
+    Raises:
+        ValueError: it is no such list, not ascending, or longer than ``MAX_INDICES``.
+    """
+    if not isinstance(value, str):
+        return value
+    found: list[int] = []
+    for part in value.split(",") if value else ():
+        ends = _INDICES.fullmatch(part)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (0, -1)
+        if not (found[-1] if found else -1) < first <= last < MAX_INDICES:
+            raise ValueError(f"must be ascending indices below {MAX_INDICES} such as 0-2,5")
+        found.extend(range(first, last + 1))
+    return tuple(found)
+
+
+def indices_text(indices: Iterable[int]) -> str:
+    """(0, 1, 2, 5) -> ``"0-2,5"``."""
+    runs: list[list[int]] = []
+    for index in sorted(set(indices)):
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)
+
+
 def _not_zero(cel: str, message: str) -> list[dict[str, str]]:
     return [{"rule": cel, "message": message}]
 
@@ -144,6 +178,11 @@ SomeBytes = Annotated[
     ),
 ]
 """Bytes that are not 0."""
+
+Indices = Annotated[
+    tuple[int, ...], BeforeValidator(indices_of), PlainSerializer(indices_text, return_type=str, when_used="json")
+]
+"""Indices of members, ascending; a thousand in a row are a few bytes of JSON."""
 
 AbsolutePath = Annotated[str, Field(pattern=PATH_PATTERN, max_length=1024)]
 """A path as the containers see it."""

@@ -4,6 +4,7 @@
 from enum import StrEnum
 
 from tandem_api.base import Message
+from tandem_api.scalars import Indices
 
 
 class PhaseName(StrEnum):
@@ -62,7 +63,7 @@ class PhaseRecord(Message):
     name: PhaseName
     weight_version: int
     world: int
-    members: tuple[int, ...]
+    members: Indices
     started: float
     deadline: float | None = None
     checkpoint: str | None = None
