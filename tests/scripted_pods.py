@@ -8,13 +8,13 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from etcd_server import EtcdServer
 from orchestrator_world import Engine, make_job, prompt_file
 from prometheus_client import CollectorRegistry
+from waiting import eventually
 
 from tandem_api.environment import Job
 from tandem_api.errors import MemberFailed
@@ -85,9 +85,9 @@ async def generate(pod: Pod, record: PhaseRecord, _: Part) -> None:
 
 
 async def hoard(pod: Pod, record: PhaseRecord, _: Part) -> None:
-    """Lease what there is and answer nothing."""
+    """Lease what there is, as soon as there is something, and answer nothing."""
     pod.engine.epoch = record.epoch
-    await pod.engine.lease()
+    await eventually(pod.engine.lease)
     pod.job.hoarded.set()
     await asyncio.Event().wait()
 
@@ -96,7 +96,8 @@ async def fail(_: Pod, __: PhaseRecord, ___: Part) -> None:
     raise MemberFailed("the script says so")
 
 
-async def _hand_over(_: Pod, record: PhaseRecord, part: Part) -> None:
+async def hand_over(_: Pod, record: PhaseRecord, part: Part) -> None:
+    """Say that the weights of this version are in service."""
     part.digest = f"weights-{record.weight_version}"
     part.measured |= {"bytes": 8.0, "tensors": 1.0}
 
@@ -108,7 +109,7 @@ async def _train(_: Pod, record: PhaseRecord, part: Part) -> None:
 
 _STANDARD: dict[PhaseName, Script] = {
     PhaseName.ROLLOUT: generate,
-    PhaseName.HANDOFF: _hand_over,
+    PhaseName.HANDOFF: hand_over,
     PhaseName.TRAIN: _train,
 }
 _SPEC: dict[str, Any] = {
@@ -127,7 +128,6 @@ class JobOfPods:
         self.endpoints = etcd.endpoints
         self.run = Run(self.job, directory / "state")
         self.hoarded = asyncio.Event()
-        self.records: list[PhaseRecord] = []
         self._directory = directory
         self._stack = AsyncExitStack()
         self._started: dict[int, int] = defaultdict(int)
@@ -137,21 +137,21 @@ class JobOfPods:
         self._stack.push_async_callback(self.run.stop)
         self.store = await self._stack.enter_async_context(Store(self.endpoints))
         self.mirror = await self._stack.enter_async_context(Mirror(self.store, self.keys.prefix))
-        noting = asyncio.create_task(self._note())
-        self._stack.callback(noting.cancel)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def _note(self) -> None:
-        while True:
-            epoch = self.records[-1].epoch if self.records else 0
-            self.records.append(await self.mirror.until(partial(self._after, epoch)))
-
-    def _after(self, epoch: int, entries: Any) -> PhaseRecord | None:
-        seen = current(entries, self.keys)
-        return seen.record if seen is not None and seen.record.epoch > epoch else None
+    async def phases(self) -> list[PhaseRecord]:
+        """All phases so far, from etcd's history: who watches a mirror may miss one that is soon over."""
+        last, found = await self.store.get(self.keys.phase), list[PhaseRecord]()
+        if last is not None:
+            async with self.store.watch(self.keys.phase, 0) as changes:
+                while not found or found[-1] != last.read(PhaseRecord):
+                    entry = (await anext(changes)).entry
+                    assert entry is not None
+                    found.append(entry.read(PhaseRecord))
+        return found
 
     def drive(self) -> asyncio.Task[PhaseRecord]:
         """Start an orchestrator; it ends with the context."""
@@ -174,12 +174,12 @@ class JobOfPods:
         self._stack.push_async_callback(pod.close)
         return pod
 
-    async def phase(self, name: PhaseName, world: int = 1) -> PhaseRecord:
-        """The current phase, once it has this name in this world or a later one."""
+    async def phase(self, name: PhaseName, iteration: int = 0) -> PhaseRecord:
+        """The current phase, once it has this name in this iteration or a later one; it must last until it is seen."""
 
         def reached(entries: Any) -> PhaseRecord | None:
             seen = current(entries, self.keys)
-            return seen.record if seen and seen.record.name is name and seen.record.world >= world else None
+            return seen.record if seen and seen.record.name is name and seen.record.iteration >= iteration else None
 
         return await self.mirror.until(reached, SOON)
 

@@ -3,7 +3,7 @@
 
 import asyncio
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from tandem_api.environment import Job
 from tandem_api.errors import MemberFailed
 from tandem_api.messages.phases import PhaseName, PhaseRecord, Progress
 from tandem_orchestrator.run import Run
+from tandem_phases.phase import current
+from tandem_phases.store import Entry
 from tandem_sidecar.steps import Part
 
 
@@ -46,8 +48,9 @@ async def test_iterations_that_are_raised_while_the_last_one_runs_are_done_as_we
 
         job.pod(0, train=raise_iterations), job.pod(1)
         last = await asyncio.wait_for(job.drive(), SOON)
+        phases = await job.phases()
     assert (last.name, last.iteration, last.world) == (PhaseName.SUCCEEDED, 4, 1)
-    told = {record.iteration: record.iterations for record in job.records if record.name is PhaseName.TRAIN}
+    told = {record.iteration: record.iterations for record in phases if record.name is PhaseName.TRAIN}
     assert told == {0: 2, 1: 2, 2: 4, 3: 4}
 
 
@@ -66,28 +69,26 @@ async def test_a_job_whose_buffer_was_lost_goes_on_from_its_newest_checkpoint(et
     async with JobOfPods(tmp_path, etcd, iterations=4) as job:
         pods = job.pod(0, train=die), job.pod(1)
         driving = job.drive()
-        await job.mirror.until(
-            lambda entries: (
-                True
-                if (entry := entries.get(job.keys.progress))
-                and Progress.model_validate_json(entry.value).checkpoint_iteration == 2
-                else None
-            ),
-            SOON,
-        )
+
+        def dies_and_checkpoint_is_known(entries: Mapping[str, Entry]) -> bool | None:
+            seen, progress = current(entries, job.keys), entries.get(job.keys.progress)
+            dies = seen is not None and (seen.record.name, seen.record.iteration) == (PhaseName.TRAIN, 2)
+            return (dies and progress is not None and progress.read(Progress).checkpoint_iteration == 2) or None
+
+        await job.mirror.until(dies_and_checkpoint_is_known, SOON)
         driving.cancel()
         await asyncio.wait([driving])
         for pod in pods:
             await pod.kill()
         await job.run.stop()
         shutil.rmtree(tmp_path / "state")
-        before = len(job.records)
+        before = len(await job.phases())
         job.run = Run(job.job, tmp_path / "state")
         await job.run.prepare()
         job.pod(0, train=train_what_is_there), job.pod(1)
         last = await asyncio.wait_for(job.drive(), SOON)
         await job.run.stop()
+        after = (await job.phases())[before:]
     assert (last.name, last.iteration) == (PhaseName.SUCCEEDED, 4)
-    after = job.records[before:]
     assert [found.checkpoint for found in after if found.name is PhaseName.RECOVER] == ["iter-2"]
     assert [found.iteration for found in after if found.name is PhaseName.TRAIN] == [2, 3]

@@ -24,6 +24,7 @@ async def test_a_wanted_checkpoint_is_saved_once_and_interrupts_nothing(etcd: Et
         wish = Desired(state=DesiredState.RUNNING, checkpoint=2)
         await job.store.put(job.keys.desired, wish.wire())
         last = await asyncio.wait_for(job.drive(), SOON)
+        phases = await job.phases()
     assert (last.name, last.world) == (PhaseName.SUCCEEDED, 1)
-    trained = {record.iteration: record.save for record in job.records if record.name is PhaseName.TRAIN}
+    trained = {record.iteration: record.save for record in phases if record.name is PhaseName.TRAIN}
     assert trained == {0: False, 1: True, 2: False, 3: False, 4: True}

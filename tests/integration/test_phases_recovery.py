@@ -2,12 +2,12 @@
 """What is lost with a process, and what is not: the real driver, buffer and workers on a real etcd."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from etcd_server import EtcdServer, etcd_server
-from scripted_pods import SOON, JobOfPods, Pod, fail, generate, hoard
+from scripted_pods import SOON, JobOfPods, Pod, fail, generate, hand_over, hoard
 
 from tandem_api.errors import Fenced
 from tandem_api.messages.phases import Ack, Member, Outcome, PhaseName, PhaseRecord
@@ -15,6 +15,7 @@ from tandem_phases.barrier import counted
 from tandem_phases.leadership import lead
 from tandem_phases.membership import join
 from tandem_phases.phase import move
+from tandem_phases.store import Entry
 from tandem_sidecar.steps import Part
 
 P = PhaseName
@@ -33,10 +34,6 @@ async def job(etcd: EtcdServer, tmp_path: Path) -> AsyncIterator[JobOfPods]:
         yield job
 
 
-def names(job: JobOfPods) -> list[PhaseName]:
-    return [record.name for record in job.records]
-
-
 class Gate:
     """A part that is done once it is opened; it counts how often it was begun."""
 
@@ -45,11 +42,12 @@ class Gate:
         self.inside = asyncio.Event()
         self.opened = asyncio.Event()
 
-    async def __call__(self, _: Pod, __: PhaseRecord, part: Part) -> None:
+    async def __call__(self, _: Pod, record: PhaseRecord, part: Part) -> None:
         self.begun += 1
         self.inside.set()
         await self.opened.wait()
-        part.measured["loss"] = 1.0
+        if record.name is P.TRAIN:
+            part.measured["loss"] = 1.0
 
 
 async def test_a_job_whose_pods_live_succeeds_in_its_first_world(job: JobOfPods) -> None:
@@ -68,7 +66,7 @@ async def test_the_rollout_of_a_member_that_dies_goes_to_the_others_without_a_re
     job.pod(1)
     last = await asyncio.wait_for(driving, SOON)
     assert (last.name, last.world) == (P.SUCCEEDED, 1)
-    assert P.RECOVER not in names(job)
+    assert P.RECOVER not in [record.name for record in await job.phases()]
 
 
 async def test_the_rollout_of_a_process_that_came_for_a_lost_one_and_dies_too_goes_to_the_others(
@@ -113,7 +111,7 @@ async def test_a_rollout_without_any_member_left_recovers(job: JobOfPods) -> Non
 
 
 async def test_an_ack_of_a_process_that_was_replaced_does_not_end_the_phase(job: JobOfPods) -> None:
-    gate = Gate()
+    gate, not_yet = Gate(), Gate()
     first = job.pod(0)
     job.pod(1, train=gate)
     driving = job.drive()
@@ -121,26 +119,35 @@ async def test_an_ack_of_a_process_that_was_replaced_does_not_end_the_phase(job:
     await job.mirror.until(lambda entries: counted(entries, job.keys, train).get(0), SOON)
     first.task.cancel()
     # The ack of the first process stays until its lease runs out.
-    job.pod(0)
+    job.pod(0, train=not_yet, recover=not_yet)
     await job.mirror.until(lambda entries: None if 0 in counted(entries, job.keys, train) else True, SOON)
     gate.opened.set()
     recovered = await job.phase(P.RECOVER)
     assert "member 0 was lost during Train" in (recovered.reason or "")
+    not_yet.opened.set()
     last = await asyncio.wait_for(driving, SOON)
     assert last.name is P.SUCCEEDED
 
 
 async def test_restarts_are_counted_on_when_another_orchestrator_takes_over(etcd: EtcdServer, tmp_path: Path) -> None:
     async with JobOfPods(tmp_path, etcd, runPolicy={"maxRestarts": 1}) as job:
-        job.pod(0), job.pod(1, train=fail)
+        taken_over = Gate()
+        job.pod(0, recover=taken_over), job.pod(1, train=fail)
         first = job.drive()
         recovered = await job.phase(P.RECOVER)
         assert recovered.restarts == 1
         first.cancel()
         await asyncio.wait([first])
+        taken_over.opened.set()
         last = await asyncio.wait_for(job.drive(), SOON)
         assert last.name is P.FAILED
         assert "no restarts left: member 1: the script says so" in (last.reason or "")
+
+
+def place_of(entries: Mapping[str, Entry], job: JobOfPods) -> int | None:
+    """The revision at which the first member took its place, if it has one."""
+    entry = entries.get(job.keys.member(0))
+    return entry.modified if entry else None
 
 
 async def test_work_goes_on_while_the_place_is_lost_and_is_acked_with_the_next_one(job: JobOfPods) -> None:
@@ -153,7 +160,8 @@ async def test_work_goes_on_while_the_place_is_lost_and_is_acked_with_the_next_o
     lost = pod.worker._place
     assert lost is not None
     await job.store.revoke(lost.lease.id)
-    await job.mirror.until(lambda entries: None if job.keys.member(0) in entries else True, SOON)
+    # It may have been taken again by now.
+    await job.mirror.until(lambda entries: None if lost.fence.modified == place_of(entries, job) else True, SOON)
     gate.opened.set()
     found = await job.mirror.until(lambda entries: counted(entries, job.keys, record) or None, SOON)
     assert (found[0].outcome, gate.begun) == (Outcome.DONE, 1)
@@ -161,8 +169,14 @@ async def test_work_goes_on_while_the_place_is_lost_and_is_acked_with_the_next_o
 
 
 async def test_etcd_away_for_less_than_a_lease_costs_neither_work_nor_a_lease(job: JobOfPods, etcd: EtcdServer) -> None:
-    gates = Gate(), Gate()
-    pods = [job.pod(index, train=gate) for index, gate in enumerate(gates)]
+    gates, seen = (Gate(), Gate()), asyncio.Event()
+
+    async def hand_over_once_seen(pod: Pod, record: PhaseRecord, part: Part) -> None:
+        if record.iteration == 1:
+            await seen.wait()
+        await hand_over(pod, record, part)
+
+    pods = [job.pod(index, train=gate, handoff=hand_over_once_seen) for index, gate in enumerate(gates)]
     driving = job.drive()
     for gate in gates:
         await asyncio.wait_for(gate.inside.wait(), SOON)
@@ -171,9 +185,10 @@ async def test_etcd_away_for_less_than_a_lease_costs_neither_work_nor_a_lease(jo
     for gate in gates:
         gate.opened.set()
     etcd.start()
-    handed = await job.phase(P.HANDOFF)
+    handed = await job.phase(P.HANDOFF, iteration=1)
     assert (handed.world, [gate.begun for gate in gates]) == (1, [1, 1])
     assert job.leases() == before
+    seen.set()
     assert (await asyncio.wait_for(driving, SOON)).name is P.SUCCEEDED
     assert all(P.RECOVER not in pod.parts for pod in pods)
 
