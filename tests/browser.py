@@ -29,7 +29,7 @@ class Tab:
         self._number = 0
         self.problems: list[str] = []
         self.requests: list[str] = []
-        self._loaded = False
+        self._loaded: set[str] = set()
 
     async def open(self, page: Path, width: int, dark: bool) -> None:
         """Open a file in a window so wide, and wait until it is drawn; narrow windows are phones."""
@@ -41,11 +41,11 @@ class Tab:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self._loaded = False
+        await self.call("Page.setLifecycleEventsEnabled", enabled=True)
         self.problems, self.requests = [], []
-        await self.call("Page.navigate", url=page.as_uri())
+        document = (await self.call("Page.navigate", url=page.as_uri()))["loaderId"]
         async with asyncio.timeout(_LOAD_SECONDS):
-            while not self._loaded:
+            while document not in self._loaded:
                 self._note(json.loads((await self._socket.receive()).data))
         # Charts are drawn when their size is known: two frames later all are.
         await self.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
@@ -76,8 +76,8 @@ class Tab:
 
     def _note(self, event: dict[str, Any]) -> None:
         match event.get("method"):
-            case "Page.loadEventFired":
-                self._loaded = True
+            case "Page.lifecycleEvent" if event["params"]["name"] == "load":
+                self._loaded.add(event["params"]["loaderId"])
             case "Runtime.exceptionThrown":
                 self.problems.append(json.dumps(event["params"]["exceptionDetails"]))
             case "Log.entryAdded" if event["params"]["entry"]["level"] in ("error", "warning"):

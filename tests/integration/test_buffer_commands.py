@@ -10,10 +10,12 @@ import pytest
 import pytest_asyncio
 from orchestrator_world import EOS, Engine, make_job, prompt_file, text_of, token_ids
 from typer.testing import CliRunner
+from waiting import eventually
 
 from tandem_api.errors import UserError
 from tandem_api.messages.work import Lease
 from tandem_cli.buffer.command import app
+from tandem_orchestrator.buffer import State
 from tandem_orchestrator.buffer.parquet import COLUMNS
 from tandem_orchestrator.run import Run
 
@@ -26,7 +28,10 @@ def answer(lease: Lease) -> tuple[int, ...]:
 
 @pytest_asyncio.fixture
 async def run(tmp_path: Path) -> AsyncIterator[Run]:
-    """One batch is closed; the second iteration has begun, its trajectories cut after five tokens."""
+    """One batch is closed; the second iteration has begun, its trajectories cut after five tokens and scored.
+
+    Nothing is written any more but by a test.
+    """
     rollout = {"tokenBudget": 40, "maxTokens": 40, "overlapIterations": 3}
     made = Run(make_job(prompt_file(tmp_path), rollout=rollout), tmp_path / "run")
     await made.prepare()
@@ -42,6 +47,12 @@ async def run(tmp_path: Path) -> AsyncIterator[Run]:
     engine = Engine(made, 2, answer=lambda lease: answer(lease)[:5])
     leases = await engine.lease()
     await engine.store(*(engine.respond(lease, 1) for lease in leases[:3]))
+
+    async def all_scored() -> bool:
+        _, trajectories = await made._opened.buffer.live()
+        return all(one.state is not State.FINISHED for one in trajectories)
+
+    await eventually(all_scored)
     yield made
     await made.stop()
 

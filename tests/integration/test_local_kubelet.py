@@ -125,7 +125,7 @@ async def test_a_container_whose_startup_probe_fails_is_killed_and_started_again
         startupProbe={
             "exec": {"command": ["test", "-e", f"{tmp_path}/up"]},
             "periodSeconds": 0.1,
-            "failureThreshold": 3,
+            "failureThreshold": 10,
         },
     )
     assert await run(tmp_path, job("j", shell("main", "true"), inits=(sidecar,))) == {"j": True}
@@ -305,11 +305,12 @@ async def test_what_cannot_run_is_refused_before_anything_starts(
 
 
 async def test_giving_up_the_wait_leaves_the_pods_running(tmp_path: Path) -> None:
-    manifest = job("j", shell("a", f"trap 'echo asked > {tmp_path}/end; exit 0' TERM; while true; do sleep 0.05; done"))
+    code = f"trap 'echo asked > {tmp_path}/end; exit 0' TERM; touch {tmp_path}/up; while true; do sleep 0.05; done"
     with local_node(tmp_path) as node:
-        async with Kubelet(node, Manifests([manifest])) as kubelet:
+        async with Kubelet(node, Manifests([job("j", shell("a", code))])) as kubelet:
+            await reached((tmp_path / "up").exists, DEADLINE, "the container's start")
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(kubelet.wait(), 1.0)
+                await asyncio.wait_for(kubelet.wait(), 0.1)
             await kubelet.stop()
             assert await kubelet.wait() == {"j": True}
     assert (tmp_path / "end").read_text() == "asked\n"

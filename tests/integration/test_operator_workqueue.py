@@ -45,9 +45,9 @@ async def test_a_key_is_never_with_two_workers_and_news_meanwhile_is_not_lost() 
 
 async def test_keys_come_when_they_are_due() -> None:
     queue = WorkQueue()
+    started = time.monotonic()
     queue.add(A, 0.2)
     queue.add(B)
-    started = time.monotonic()
     assert await taken(queue) == B
     assert await taken(queue) == A
     assert time.monotonic() - started >= 0.2

@@ -24,7 +24,7 @@ from tandem_orchestrator.buffer import Buffer, GroupRow, Kind, SegmentRow, State
 async def feed(buffer, group):
     await buffer.add_groups([GroupRow(group, Kind.TRAIN, f"p{group}", 0, 1)])
     length = 0
-    while length < 4000:
+    while True:  # It has never done before it is killed, however late that is.
         tokens = tuple(range(length, length + 37))
         spans = (VersionSpan(version=group % 3, count=len(tokens)),)
         segment = Segment(trajectory=f"{group}-0", offset=length, tokens=tokens, logprobs=tuple(0.0 for _ in tokens),

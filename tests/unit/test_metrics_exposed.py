@@ -7,6 +7,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -168,11 +169,12 @@ def test_a_sidecar_counts_tokens_restarts_and_what_it_does() -> None:
 def test_metrics_are_served_on_the_address_given_and_no_longer_after() -> None:
     registry = CollectorRegistry()
     counter(declared.TOKENS, registry).inc(5)
-    with served("127.0.0.1", registry, port=19400):
-        body = urllib.request.urlopen("http://127.0.0.1:19400/metrics").read().decode()
+    port = free_port()
+    with served("127.0.0.1", registry, port):
+        body = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
     assert "tandem_tokens_total 5.0" in body
     with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen("http://127.0.0.1:19400/metrics")
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics")
 
 
 def test_a_metric_is_made_as_what_it_is_declared() -> None:
