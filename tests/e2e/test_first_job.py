@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The front door: helm install, kubectl apply, Complete, helm uninstall; real images, real pods."""
 
+import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kubectl import CHART, ROOT, SYSTEM, TEST_ETCD, helm, kubectl, objects, one
+from kubectl import CHART, ENVIRONMENT, ROOT, SYSTEM, TEST_ETCD, helm, kubectl, objects, one
 
 RELEASE = "tandem"
 JOB = "chain-sum"
@@ -46,17 +47,26 @@ def complete(namespace: str) -> dict[str, Any]:
 pytestmark = pytest.mark.timeout((MINUTES + 15) * 60)
 
 
+def until_an_iteration_is_done(namespace: str) -> None:
+    """`kubectl wait` wants an exact number, which a watcher may miss."""
+    iteration = ("-o", "jsonpath={.status.iteration}{'\\n'}")
+    command = ["kubectl", "get", "rljob", JOB, "-n", namespace, "--watch", *iteration]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        assert any(int(line) >= 1 for line in watching.stdout if line.strip())
+        watching.terminate()
+
+
 def test_the_plugin_tells_of_a_running_job_and_has_it_save(namespace: str) -> None:
-    started = "--for=jsonpath={.status.iteration}=1"
-    kubectl("wait", "-n", namespace, f"rljob/{JOB}", started, f"--timeout={MINUTES}m")
+    until_an_iteration_is_done(namespace)
+    kubectl("tandem", "checkpoint", JOB, "-n", namespace, "--timeout", "15m")
+    # Far from the eighth iteration, after which it would have saved by itself.
+    assert 0 < one("rljob", JOB, namespace)["status"]["checkpoint"]["iteration"] < 8
     assert "is progressing" in kubectl("tandem", "explain", JOB, "-n", namespace)
     logs = kubectl("tandem", "logs", JOB, "-n", namespace, "--tail", "50")
     assert all(f" {source} " in logs for source in ("orchestrator", "hybrid-0/engine", "hybrid-0/trainer"))
     _, total, pod = kubectl("tandem", "top", JOB, "-n", namespace).splitlines()
     assert all(0 < float(row.split()[2].rstrip("%")) < 100 for row in (total, pod))
-    kubectl("tandem", "checkpoint", JOB, "-n", namespace, "--timeout", "15m")
-    # Far from the eighth iteration, after which it would have saved by itself.
-    assert 0 < one("rljob", JOB, namespace)["status"]["checkpoint"]["iteration"] < 8
 
 
 def test_an_applied_job_runs_to_complete_under_the_restricted_profile(complete: dict[str, Any]) -> None:
