@@ -6,7 +6,7 @@ import json
 import urllib.request
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,9 +183,12 @@ class JobOfPods:
 
         return await self.mirror.until(reached, SOON)
 
-    def leases(self) -> int:
+    async def leases(self) -> int:
         """How many leases etcd holds."""
         request = urllib.request.Request(f"http://{self.endpoints[0]}/v3/lease/leases", data=b"{}", method="POST")
-        with suppress(TimeoutError), urllib.request.urlopen(request, timeout=5) as reply:
-            return len(json.load(reply).get("leases", []))
-        return -1
+
+        def ask() -> int:
+            with urllib.request.urlopen(request, timeout=SOON) as reply:
+                return len(json.load(reply).get("leases", []))
+
+        return await asyncio.to_thread(ask)

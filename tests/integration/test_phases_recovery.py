@@ -180,14 +180,14 @@ async def test_etcd_away_for_less_than_a_lease_costs_neither_work_nor_a_lease(jo
     driving = job.drive()
     for gate in gates:
         await asyncio.wait_for(gate.inside.wait(), SOON)
-    before = job.leases()
+    before = await job.leases()
     etcd.stop()
     for gate in gates:
         gate.opened.set()
     etcd.start()
     handed = await job.phase(P.HANDOFF, iteration=1)
     assert (handed.world, [gate.begun for gate in gates]) == (1, [1, 1])
-    assert job.leases() == before
+    assert await job.leases() == before
     seen.set()
     assert (await asyncio.wait_for(driving, SOON)).name is P.SUCCEEDED
     assert all(P.RECOVER not in pod.parts for pod in pods)
