@@ -13,6 +13,7 @@ from tandem_api.environment import Job
 from tandem_api.errors import MemberFailed, TryAgain
 from tandem_sidecar.engine_client import MODEL_NAME, EngineClient
 from tandem_sidecar.metrics import MemberMetrics
+from tandem_sidecar.processes import end_group, signal_group
 
 log = structlog.get_logger()
 
@@ -59,8 +60,8 @@ def variables(job: Job) -> dict[str, str]:
 class Engine:
     """Supervises one vLLM server.
 
-    Life cycle: :meth:`start` -> ready to be asked -> :meth:`stop`; it can be started again. ``gone`` is set when the
-    process has ended, whoever ended it.
+    Life cycle: :meth:`start` -> ready to be asked -> :meth:`stop`; it can be started again. ``gone`` is set when it has
+    ended, whoever ended it, and with it all processes that it started: then they hold nothing of the device.
     """
 
     def __init__(self, job: Job, model: Path, run_dir: Path, metrics: MemberMetrics) -> None:
@@ -124,6 +125,8 @@ class Engine:
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         status = await process.wait()
+        if not await end_group(process.pid, _STOP_SECONDS):
+            log.warning("vLLM's server has ended, but not all that it started", process=process.pid)
         self.gone.set()
         self._metrics.engine_gone()
         log.info("vLLM has ended", process=process.pid, status=status)
@@ -133,25 +136,18 @@ class Engine:
         process, self._process = self._process, None
         if process is None:
             return
-        _signal_group(process.pid, signal.SIGTERM)
+        signal_group(process.pid, signal.SIGTERM)
         try:
             async with asyncio.timeout(_STOP_SECONDS):
                 await self.gone.wait()
         except TimeoutError:
             log.warning("vLLM ignores SIGTERM and is killed", process=process.pid)
-        _signal_group(process.pid, signal.SIGKILL)
+        signal_group(process.pid, signal.SIGKILL)
         await self.gone.wait()
 
     async def close(self) -> None:
         await self.stop()
         await self.client.__aexit__(None, None, None)
-
-
-def _signal_group(group: int, number: signal.Signals) -> None:
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        log.debug("the process group was gone already", group=group)
 
 
 async def _first_of(*awaitables: object) -> None:

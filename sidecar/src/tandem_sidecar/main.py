@@ -23,6 +23,7 @@ from tandem_phases.store import Store
 from tandem_sidecar.engine import Engine
 from tandem_sidecar.memory import DeviceMemory
 from tandem_sidecar.metrics import MemberMetrics
+from tandem_sidecar.processes import adopt_orphans
 from tandem_sidecar.rollouts import Rollouts
 from tandem_sidecar.switch import Switch
 from tandem_sidecar.trainer_client import TrainerClient
@@ -90,6 +91,7 @@ async def sidecar(env: Environment) -> None:
 def run() -> None:
     env = Environment()
     configure(process="sidecar", pod=env.text(names.POD_NAME))
+    adopt_orphans()
     try:
         asyncio.run(sidecar(env))
     except TandemError as error:
