@@ -2,6 +2,8 @@
 """Faults for a job on a cluster: what runs in its containers is what runs there, phases come from a real etcd."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,13 @@ async def test_a_member_loses_its_lease_in_the_phase_that_is_watched(job: Cluste
     await job.until(lambda seen: seen.record.world > 1 or None, SOON)
 
 
+async def test_phases_are_watched_again_when_etcd_was_away(job: ClusterJob, etcd: EtcdServer) -> None:
+    epoch = await job.until(lambda seen: seen.record.epoch, SOON)
+    await asyncio.to_thread(etcd.stop)
+    await asyncio.to_thread(etcd.start)
+    await job.until(lambda seen: seen.record.epoch > epoch + 1 or None, SOON)
+
+
 async def test_an_engine_is_killed_within_its_container_and_nothing_else(
     job: ClusterJob, cluster: tuple[FakeCluster, Sandbox]
 ) -> None:
@@ -113,6 +122,15 @@ async def test_a_stopped_trainer_goes_on_when_the_connection_ends(
         await armed.strike()
         await reached(lambda: state_of(sandbox.child) == "T", SOON, "the stop")
     await reached(lambda: state_of(sandbox.child) == "S", SOON, "the trainer goes on")
+
+
+async def test_a_fault_that_ends_its_container_is_over(job: ClusterJob, cluster: tuple[FakeCluster, Sandbox]) -> None:
+    """As running out of memory does where process 1 is the target, or where the kernel kills whole control groups."""
+    _, sandbox = cluster
+    async with job.armed(Fault(Kind.STOP, Component.ENGINE, P.ROLLOUT, seconds=300.0)) as armed:
+        await armed.strike()
+        os.kill(sandbox.first, signal.SIGKILL)
+        await asyncio.wait_for(armed.over(), SOON)
 
 
 async def test_a_container_without_a_limit_does_not_run_out_of_memory(job: ClusterJob) -> None:

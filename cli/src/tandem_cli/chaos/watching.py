@@ -12,6 +12,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
+
 from tandem_api.environment import Environment
 from tandem_api.keys import JobKeys
 from tandem_phases.mirror import Mirror
@@ -47,6 +49,8 @@ def say(**said: Any) -> None:
 
 
 async def main() -> None:
+    # Standard output is for what is said here.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     env = Environment()
     job, secrets = env.job(), env.secrets()
     keys = JobKeys(job.namespace, job.name, job.uid)
