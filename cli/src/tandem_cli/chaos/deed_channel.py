@@ -37,22 +37,23 @@ class ArmedDeed:
         Raises:
             NotDone: it cannot be done.
         """
-        await self._said("armed")
+        self._said("armed", await self._channel.line())
 
     async def strike(self) -> float:
         self._channel.write(b"go\n")
-        return float(await self._said("struck"))
+        return float(self._said("struck", await self._channel.line()))
 
     async def over(self) -> None:
-        if not self._ended:
-            await self._said("over")
+        """As :class:`tandem_cli.chaos.place.ArmedFault` has it. A container that it ends takes the deed along."""
+        if not self._ended and (line := await self._channel.line()):
+            self._said("over", line)
 
     async def end(self) -> None:
         self._ended = True
         await self._channel.close()
 
-    async def _said(self, name: str) -> Any:
-        line = await self._channel.line()
+    @staticmethod
+    def _said(name: str, line: bytes) -> Any:
         said = json.loads(line) if line else {"refused": "the process that does it has ended"}
         if name not in said:
             raise NotDone(said["refused"])
