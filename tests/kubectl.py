@@ -11,6 +11,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "charts" / "tandem"
 SYSTEM = "tandem-system"
+RELEASE = "tandem"
 CLUSTER = ROOT / "build" / "cluster"
 TEST_ETCD = ("--set", "etcd.image.registry=localhost", "--set", "etcd.image.tag=test")
 """The etcd image that hack/load-images puts into the cluster of tests/cluster."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An operator of this tree as a process of this machine, before a real API server and with an etcd of its own."""
+"""Two ways to have an operator: the chart, installed, or a process of this tree with an etcd of its own."""
 
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -9,7 +9,7 @@ import kopf
 import pytest
 import pytest_asyncio
 from etcd_server import EtcdServer, etcd_server
-from kubectl import KUBECONFIG
+from kubectl import CHART, KUBECONFIG, RELEASE, SYSTEM, TEST_ETCD, helm
 from operator_process import OperatorProcess, World
 from waiting import eventually
 
@@ -28,6 +28,17 @@ def login() -> kopf.ConnectionInfo:
         found = kopf.login_with_kubeconfig(settings=kopf.OperatorSettings())
     assert found is not None
     return found
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[None]:
+    """The chart with its bundled etcd; TLS to it, and between a job's pods."""
+    helm(
+        *("install", RELEASE, str(CHART), "-n", SYSTEM, "--create-namespace", "--take-ownership"),
+        *("--wait", "--timeout", "5m", *TEST_ETCD, "--set", "etcd.tls.enabled=true,jobs.tls.enabled=true"),
+    )
+    yield
+    helm("uninstall", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "5m", "--ignore-not-found")
 
 
 @pytest.fixture

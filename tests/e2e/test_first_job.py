@@ -8,22 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kubectl import CHART, ENVIRONMENT, ROOT, SYSTEM, TEST_ETCD, helm, kubectl, objects, one
+from kubectl import ENVIRONMENT, RELEASE, ROOT, SYSTEM, helm, kubectl, objects, one
 
-RELEASE = "tandem"
 JOB = "chain-sum"
 MINUTES = 45
-
-
-@pytest.fixture(scope="module")
-def installed() -> Iterator[None]:
-    """The chart with its bundled etcd; TLS to it, and between a job's pods."""
-    helm(
-        *("install", RELEASE, str(CHART), "-n", SYSTEM, "--create-namespace", "--take-ownership"),
-        *("--wait", "--timeout", "5m", *TEST_ETCD, "--set", "etcd.tls.enabled=true,jobs.tls.enabled=true"),
-    )
-    yield
-    helm("uninstall", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "5m", "--ignore-not-found")
 
 
 @pytest.fixture(scope="module")
