@@ -128,6 +128,13 @@ class Orchestrators:
         self.pid = 0
         await asyncio.to_thread(self._end_leadership)
 
+    async def terminate(self) -> int:
+        """End it by SIGTERM; its exit code."""
+        os.kill(self.pid, signal.SIGTERM)
+        ended = await self._line()
+        self.pid = 0
+        return os.waitstatus_to_exitcode(int(ended.removeprefix("ended ")))
+
     async def _line(self) -> str:
         assert self._starter.stdout is not None
         return (await self._starter.stdout.readline()).decode().strip()

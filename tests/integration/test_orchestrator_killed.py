@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run whose orchestrator is killed at fifty points finds its buffer whole each time, and goes on."""
+"""A run whose orchestrator is killed at fifty points finds its buffer whole each time, and goes on. One that is
+asked to end says that the run has not ended with it."""
 
 import asyncio
 import json
 import random
+import signal
 from pathlib import Path
 
 import pytest
 from etcd_server import etcd_server
 from orchestrator_processes import SOON, HttpMember, Orchestrators, found_whole
+from waiting import eventually
+
+from tandem_phases.store import Store
 
 POINTS = 50
 MOST_HEARD = 14
@@ -66,3 +71,12 @@ async def test_killed_at_fifty_points_of_a_run_it_loses_nothing_and_goes_on(tmp_
     lines = [json.loads(line)["iteration"] for line in (job.state / "metrics.jsonl").read_text().splitlines()]
     assert lines == list(range(len(lines)))
     assert len(lines) >= trained
+
+
+async def test_one_whose_pod_is_deleted_does_not_count_as_done(tmp_path: Path) -> None:
+    """Kubernetes would take exit code 0 for the end of the run, and start no other."""
+    with etcd_server(tmp_path) as etcd:
+        async with Orchestrators(tmp_path, etcd) as job, Store(etcd.endpoints) as store:
+            await job.start()
+            await eventually(lambda: store.get(job.keys.leader))
+            assert await job.terminate() == 128 + signal.SIGTERM

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 EXIT_FAILED = 1
+EXIT_TERMINATED = 143
+"""As a shell says it of SIGTERM. With 0 the Job of an orchestrator whose pod was evicted would be complete."""
 _MOST_LAST_WORDS = 4096
 
 
@@ -80,7 +82,9 @@ def run() -> None:
             sys.exit(EXIT_FAILED)
         say_last(str(error), names.TERMINATION_LOG)
         sys.exit(names.EXIT_USER_ERROR)
-    if last is not None and last.name is PhaseName.FAILED:
+    if last is None:
+        sys.exit(EXIT_TERMINATED)
+    if last.name is PhaseName.FAILED:
         log.error("the run failed", reason=last.reason)
         sys.exit(EXIT_FAILED)
 
