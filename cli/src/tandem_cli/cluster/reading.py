@@ -36,8 +36,8 @@ def figures(cluster: Cluster, job: Job) -> dict[str, bytes]:
     running = next((pod.name for pod in cluster.pods(job) if pod.runs(ORCHESTRATOR)), None)
     if running is not None:
         return _unpacked(_run(cluster, job, running, ORCHESTRATOR, "files"))
-    with _reader(cluster, job) as reader:
-        return _unpacked(_run(cluster, job, reader, ORCHESTRATOR, "files"))
+    with reader(cluster, job) as pod:
+        return _unpacked(_run(cluster, job, pod, ORCHESTRATOR, "files"))
 
 
 def _run(cluster: Cluster, job: Job, pod: str, container: str, what: str) -> bytes:
@@ -52,8 +52,8 @@ def _unpacked(archive: bytes) -> dict[str, bytes]:
 
 
 @contextmanager
-def _reader(cluster: Cluster, job: Job) -> Iterator[str]:
-    """A pod that mounts the volume of an orchestrator that has ended; gone when the block is left."""
+def reader(cluster: Cluster, job: Job) -> Iterator[str]:
+    """A pod that mounts the volume of an orchestrator that has ended, to read; gone when the block is left."""
     try:
         workload = cluster.workload(job.namespace, f"{job.name}-orchestrator")
     except Missing:
