@@ -36,6 +36,10 @@ gpu-test: setup  ## Tests that need one GPU; elsewhere each says that it has non
 e2e: setup  ## End-to-end tests on a real Kubernetes: the one of tests/cluster, or the one TANDEM_E2E_KUBECONFIG names
 	@hack/e2e
 
+.PHONY: e2e-recovery
+e2e-recovery: setup  ## Faults on that Kubernetes: engines, trainers, pods, leases, etcd, operator; 15 minutes
+	@hack/e2e -m recovery
+
 .PHONY: e2e-kueue
 e2e-kueue: setup  ## Kueue itself, built from source, deciding when jobs start; needs root
 	@hack/with-control-plane $(PY)/pytest -m kueue tests/e2e

@@ -28,6 +28,9 @@ RUN_SECONDS = 600.0
 RECORD = Path(os.environ.get("TANDEM_RECOVERIES", ROOT / "build" / "recoveries.jsonl"))
 """Where tests leave how long recoveries took."""
 
+DAMAGE_SEEN = ("it changed on the way", "the engine does not hold the trainer's weights")
+"""How damaged weights are refused: by a tensor's checksum, or by the probe where they were damaged after that."""
+
 SMALL: Mapping[str, Any] = {
     "spec.rollout.promptsPerIteration": 16,
     "spec.rollout.samplesPerPrompt": 8,
@@ -66,11 +69,15 @@ class Books:
 
 @dataclass
 class BrokenRun:
-    """A run that met ``faults``. ``lost``: what its buffer once held and no longer does at the end."""
+    """A run that met ``faults``. ``lost``: what its buffer once held and no longer does at the end.
+
+    ``place``: local, or cluster, where ``out`` has copies of the run's buffer and timeline.
+    """
 
     file: Path
     out: Path
     iterations: int
+    place: str = "local"
     recoveries: list[Recovery] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     status: int | None = None
@@ -110,18 +117,22 @@ class BrokenRun:
         return found
 
     def recovered(self, recovery: Recovery) -> None:
-        """Note a recovery, here and in a file of JSON lines from which docs/reliability.md is made.
-
-        ``engineSeconds``: what of ``seconds`` was the start of an engine.
-        """
+        """Note a recovery, here and in the file."""
         self.recoveries.append(recovery)
-        RECORD.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.loads(line) for line in (self.out / "timeline.jsonl").read_text().splitlines()]
         starts = [step for line in lines for step in line.get("steps", ()) if step["name"] == "engineStart"]
         begin, end = recovery.at, recovery.at + (recovery.seconds or 0.0)
         within = [step["seconds"] for step in starts if begin <= step["start"] <= end]
+        self.measured(recovery.written(), sum(within))
+
+    def measured(self, recovery: Mapping[str, Any], engine_seconds: float = 0.0) -> None:
+        """Note a recovery in a file of JSON lines from which docs/reliability.md is made.
+
+        ``engine_seconds``: what of its seconds was the start of an engine.
+        """
+        RECORD.parent.mkdir(parents=True, exist_ok=True)
         with RECORD.open("a") as file:
-            file.write(json.dumps(recovery.written() | {"engineSeconds": sum(within)}) + "\n")
+            file.write(json.dumps({**recovery, "engineSeconds": engine_seconds, "place": self.place}) + "\n")
 
 
 def broken_run(directory: Path, faults: Sequence[Fault], changes: Mapping[str, Any]) -> BrokenRun:

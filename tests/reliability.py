@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
 MEASURED = ROOT / "build" / "recoveries.jsonl"
 PHASES = ("Start", "Rollout", "Release", "Train", "Handoff", "Recover")
-BEGIN, END = "<!-- measured -->\n", "<!-- end -->\n"
+BEGIN, END = "<!-- measured: {place} -->\n", "<!-- end: {place} -->\n"
 
 
 def table(recoveries: Iterable[dict[str, Any]]) -> str:
@@ -39,11 +39,17 @@ def table(recoveries: Iterable[dict[str, Any]]) -> str:
 
 
 def main(measured: Path) -> None:
-    recoveries = [json.loads(line) for line in measured.read_text().splitlines()]
+    """Write the table of each place that was measured; the others stay as they are."""
+    places: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for recovery in map(json.loads, measured.read_text().splitlines()):
+        places[recovery.get("place", "local")].append(recovery)
     page = PAGE.read_text()
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(before + BEGIN + table(recoveries) + END + after)
+    for place, recoveries in places.items():
+        begin, end = BEGIN.format(place=place), END.format(place=place)
+        before, _, rest = page.partition(begin)
+        _, _, after = rest.partition(end)
+        page = before + begin + table(recoveries) + end + after
+    PAGE.write_text(page)
 
 
 if __name__ == "__main__":

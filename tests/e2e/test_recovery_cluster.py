@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One RLJob on a real Kubernetes that meets faults, one after the other, and loses nothing by it (`make e2e-recovery`).
+
+``tandem chaos run`` does them, but for those of etcd and the operator, which no job's user may touch.
+"""
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from broken_job import OPERATOR, BrokenJob, kill_operators
+from broken_run import DAMAGE_SEEN, SMALL, BrokenRun
+from kubectl import SYSTEM, kubectl, objects, one
+from running import manifest
+
+from tandem_api.messages.phases import PhaseName
+from tandem_cli.chaos.plan import Component, Fault, Kind
+
+P = PhaseName
+JOB = "chain-sum"
+ITERATIONS = 30
+MINUTES = 30
+CHANGES: dict[str, Any] = {
+    **SMALL,
+    "spec.iterations": ITERATIONS,
+    "spec.orchestrator": {"resources": {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}}},
+}
+ETCD = Fault(Kind.KILL, Component.ETCD, P.TRAIN)
+WITHOUT_OPERATOR = Fault(Kind.KILL, Component.TRAINER, P.TRAIN)
+"""While the job recovers from this one, all replicas of the operator are killed."""
+FAULTS = (
+    Fault(Kind.KILL, Component.ENGINE, P.ROLLOUT, after=0.3),
+    Fault(Kind.LOSE_LEASE, Component.SIDECAR, P.ROLLOUT, after=0.3),
+    WITHOUT_OPERATOR,
+    Fault(Kind.LOSE_LEASE, Component.ORCHESTRATOR, P.RELEASE),
+    Fault(Kind.CORRUPT_SEGMENT, Component.TRAINER, P.HANDOFF),
+    Fault(Kind.KILL, Component.ORCHESTRATOR, P.HANDOFF),
+    Fault(Kind.STOP, Component.TRAINER, P.TRAIN, seconds=15.0),
+    Fault(Kind.OUT_OF_MEMORY, Component.ORCHESTRATOR, P.TRAIN),
+    Fault(Kind.KILL, Component.TRAINER, P.HANDOFF),
+    Fault(Kind.KILL, Component.POD, P.TRAIN),
+    Fault(Kind.KILL, Component.ORCHESTRATOR, P.ROLLOUT, after=0.3),
+    Fault(Kind.KILL, Component.ENGINE, P.RELEASE),
+)
+pytestmark = [pytest.mark.recovery, pytest.mark.timeout((MINUTES + 15) * 60)]
+
+
+@pytest.fixture(scope="module")
+def namespace(installed: None) -> Iterator[str]:
+    name = f"recovery-{uuid.uuid4().hex[:6]}"
+    kubectl("create", "namespace", name)
+    kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    yield name
+    print(kubectl("get", "pods,rljobs,events", "-n", name, "-o", "wide"))
+    kubectl("delete", "namespace", name, "--wait=true", "--timeout=5m")
+
+
+@pytest.fixture(scope="module")
+def run(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> BrokenRun:
+    """The run after all faults, once the job is Complete."""
+    directory = tmp_path_factory.mktemp("recovery")
+    file = manifest(directory / "job.yaml", CHANGES)
+    kubectl("apply", "-n", namespace, "-f", str(file))
+    run = BrokenRun(file, directory / "out", ITERATIONS, "cluster")
+    job = BrokenJob(JOB, namespace, run)
+    job.begun(MINUTES * 60.0)
+    recoveries, operators = [], []
+    with job.watched():
+        recoveries.append(job.kill_etcd(ETCD))
+        for fault, recovery in job.inflict(FAULTS, directory):
+            if recovery is not None:
+                recoveries.append(recovery)
+            elif fault is WITHOUT_OPERATOR:
+                operators.append(kill_operators(fault.phase))
+        job.ended(MINUTES * 60.0)
+    job.collect()
+    for recovery in recoveries:
+        run.recovered(recovery)
+    for recovery in operators:
+        run.measured(recovery)
+    return run
+
+
+def test_the_job_is_complete(run: BrokenRun, namespace: str) -> None:
+    status = one("rljob", JOB, namespace)["status"]
+    assert (status["phase"], status["iteration"]) == (P.SUCCEEDED, ITERATIONS), status["conditions"]
+
+
+@pytest.mark.parametrize("number", range(1 + len(FAULTS)), ids=[str(fault) for fault in (ETCD, *FAULTS)])
+def test_the_job_works_again_after(run: BrokenRun, number: int) -> None:
+    recovery = run.recoveries[number]
+    assert recovery.seconds is not None, recovery
+
+
+def test_the_job_did_without_the_operators_that_were_killed(run: BrokenRun, namespace: str) -> None:
+    began = one("rljob", JOB, namespace)["metadata"]["creationTimestamp"]
+    operators = objects("pods", SYSTEM, "-l", OPERATOR)
+    assert operators
+    assert all(pod["metadata"]["creationTimestamp"] > began for pod in operators)
+
+
+def test_weights_that_were_damaged_on_their_way_are_refused(run: BrokenRun) -> None:
+    (recovery,) = (one for one in run.recoveries if one.fault.kind is Kind.CORRUPT_SEGMENT)
+    assert recovery.reason is not None
+    assert any(seen in recovery.reason for seen in DAMAGE_SEEN), recovery.reason
+
+
+def test_nothing_that_was_on_disk_is_lost_or_changed(run: BrokenRun) -> None:
+    assert run.lost == []
+    assert run.gaps() == []
+
+
+def test_every_iteration_is_trained_once_and_no_trajectory_twice(run: BrokenRun) -> None:
+    assert run.trained() == list(range(ITERATIONS))
+    counts = run.batches_of_trajectories()
+    assert counts
+    assert max(counts.values()) == 1
