@@ -28,9 +28,6 @@ RUN_SECONDS = 600.0
 RECORD = Path(os.environ.get("TANDEM_RECOVERIES", ROOT / "build" / "recoveries.jsonl"))
 """Where tests leave how long recoveries took."""
 
-DAMAGE_SEEN = ("it changed on the way", "the engine does not hold the trainer's weights")
-"""How damaged weights are refused: by a tensor's checksum, or by the probe where they were damaged after that."""
-
 SMALL: Mapping[str, Any] = {
     "spec.rollout.promptsPerIteration": 16,
     "spec.rollout.samplesPerPrompt": 8,

@@ -269,6 +269,24 @@ def test_one_flipped_bit_in_shared_memory_is_found(socket_path: Path, tensors: T
     assert received.tensor == "t2"
 
 
+def test_a_bit_that_flips_while_it_is_loaded_is_found(socket_path: Path, tensors: Tensors) -> None:
+    importer = Importer(socket_path)
+
+    def load() -> None:
+        for bucket in importer.receive(1, TIMEOUT):
+            for name, tensor in bucket:
+                if name == "t2":
+                    tensor.view(-1).view(torch.uint8)[0] ^= 1
+
+    with Exporter(socket_path, BUCKET, verify=Verify.CHECKSUMS) as exporter, ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(load)
+        with pytest.raises(PeerRefusedError, match="'t2' is refused: its checksum is"):
+            exporter.export(1, tensors, TIMEOUT)
+        with pytest.raises(TensorRefusedError, match="it changed on the way"):
+            loading.result()
+    assert importer.manifest is None
+
+
 @pytest.mark.parametrize("verify", list(Verify))
 def test_a_view_is_seen_to_be_alive_until_it_is_let_go(socket_path: Path, tensors: Tensors, verify: Verify) -> None:
     importer = Importer(socket_path)

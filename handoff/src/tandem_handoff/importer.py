@@ -72,7 +72,7 @@ class Importer:
 
         **A view is valid until the next bucket is asked for**: then the exporter overwrites it. A consumer that keeps
         one longer copies it; `views_alive` tells whether it kept any. The list is emptied when the next one is asked
-        for.
+        for; then too, checksums are compared, so **nothing counts before this generator has ended**.
 
         Args:
             version: the weight version wanted.
@@ -95,6 +95,7 @@ class Importer:
                 tensors = reception.views(bucket, segment.tensor())
                 yield tensors
                 tensors.clear()
+                reception.verify(bucket, segment.tensor())
                 segment.synchronize()
                 channel.send({"type": "release", "index": bucket.index}, deadline)
             _close(frame[1])
@@ -190,9 +191,19 @@ class _Reception:
         self._buckets.append(bucket)
         return bucket
 
-    def views(self, bucket: Bucket, segment: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-        """The bucket's tensors, their content checked if the exporter asks for it."""
-        return [(entry.name, self._content(entry, segment)) for entry in bucket.entries]
+    @staticmethod
+    def views(bucket: Bucket, segment: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+        """The bucket's tensors."""
+        return [(entry.name, entry.view(segment)) for entry in bucket.entries]
+
+    def verify(self, bucket: Bucket, segment: torch.Tensor) -> None:
+        """Check the content of a bucket that was loaded, if the exporter asks for it.
+
+        Before it, a change between the check and the load would go unseen.
+        """
+        if self._verify is Verify.CHECKSUMS:
+            for entry in bucket.entries:
+                _check_content(entry, entry.view(segment))
 
     def complete(self, end: dict[str, Any]) -> Manifest:
         """The manifest, if nothing is missing and the exporter's digest is the same."""
@@ -219,18 +230,15 @@ class _Reception:
                 )
         self._names.add(entry.name)
 
-    def _content(self, entry: TensorEntry, segment: torch.Tensor) -> torch.Tensor:
-        view = entry.view(segment)
-        if self._verify is Verify.CHECKSUMS:
-            found, finite = checksum_and_finite(view)
-            if found != entry.checksum:
-                raise TensorRefusedError(
-                    entry.name,
-                    f"its checksum is {found:#x}, the trainer's {entry.checksum or 0:#x}: it changed on the way",
-                )
-            if not finite:
-                raise TensorRefusedError(entry.name, "it holds NaN or infinity")
-        return view
+
+def _check_content(entry: TensorEntry, content: torch.Tensor) -> None:
+    found, finite = checksum_and_finite(content)
+    if found != entry.checksum:
+        raise TensorRefusedError(
+            entry.name, f"its checksum is {found:#x}, the trainer's {entry.checksum or 0:#x}: it changed on the way"
+        )
+    if not finite:
+        raise TensorRefusedError(entry.name, "it holds NaN or infinity")
 
 
 def _connect(path: Path, deadline: Deadline) -> socket.socket:
