@@ -134,7 +134,7 @@ class Engine:
     async def stop(self) -> None:
         """End vLLM and all its processes; returns when they are gone."""
         process, self._process = self._process, None
-        if process is None:
+        if process is None or self.gone.is_set():
             return
         signal_group(process.pid, signal.SIGTERM)
         try:
@@ -142,8 +142,8 @@ class Engine:
                 await self.gone.wait()
         except TimeoutError:
             log.warning("vLLM ignores SIGTERM and is killed", process=process.pid)
-        signal_group(process.pid, signal.SIGKILL)
-        await self.gone.wait()
+            signal_group(process.pid, signal.SIGKILL)
+            await self.gone.wait()
 
     async def close(self) -> None:
         await self.stop()
