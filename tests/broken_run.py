@@ -19,7 +19,7 @@ from waiting import until
 
 from tandem_cli.chaos.injector import Injector
 from tandem_cli.chaos.local import attached, holder_of
-from tandem_cli.chaos.plan import Fault
+from tandem_cli.chaos.plan import Fault, Kind
 from tandem_cli.chaos.recovery import Recovery
 from tandem_cli.run.directory import RunDirectory
 
@@ -112,6 +112,24 @@ class BrokenRun:
                     found.append(f"{trajectory} at {offset}")
                 ends[trajectory] = offset + len(np.frombuffer(tokens, np.int32))
         return found
+
+    def assert_nothing_lost(self) -> None:
+        """Nothing that was ever on disk is lost or changed."""
+        assert self.lost == []
+        assert self.gaps() == []
+
+    def assert_trained_once(self) -> None:
+        """Every iteration is trained once, and no trajectory twice."""
+        assert self.trained() == list(range(self.iterations))
+        counts = self.batches_of_trajectories()
+        assert counts
+        assert max(counts.values()) == 1
+
+    def assert_damage_refused(self) -> None:
+        """Weights that were damaged on their way are refused by the tensor's name."""
+        (recovery,) = (one for one in self.recoveries if one.fault.kind is Kind.CORRUPT_SEGMENT)
+        assert recovery.reason is not None
+        assert "it changed on the way" in recovery.reason
 
     def recovered(self, recovery: Recovery) -> None:
         """Note a recovery, here and in the file."""

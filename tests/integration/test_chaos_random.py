@@ -59,7 +59,5 @@ def survive(directory: Path, faults: list[Fault]) -> None:
     run = broken_run(directory, faults, {"spec.iterations": iterations, "spec.runPolicy": {"maxRestarts": 1000}})
     assert [recovery for recovery in run.recoveries if recovery.seconds is None] == []
     assert run.status == 0
-    assert run.lost == []
-    assert run.gaps() == []
-    assert run.trained() == list(range(iterations))
-    assert max(run.batches_of_trajectories().values()) == 1
+    run.assert_nothing_lost()
+    run.assert_trained_once()

@@ -46,7 +46,5 @@ def test_a_run_survives_every_fault_in(phase: PhaseName, tmp_path: Path) -> None
     run = broken_run(tmp_path, faults, {"spec.iterations": ITERATIONS})
     assert [one for one in run.recoveries if one.seconds is None] == []
     assert run.status == 0
-    assert run.lost == []
-    assert run.gaps() == []
-    assert run.trained() == list(range(ITERATIONS))
-    assert max(run.batches_of_trajectories().values()) == 1
+    run.assert_nothing_lost()
+    run.assert_trained_once()

@@ -57,21 +57,15 @@ def test_the_job_works_again_after(run: BrokenRun, number: int) -> None:
 
 
 def test_weights_that_were_damaged_on_their_way_are_refused_by_the_tensors_name(run: BrokenRun) -> None:
-    (recovery,) = (one for one in run.recoveries if one.fault.kind is Kind.CORRUPT_SEGMENT)
-    assert recovery.reason is not None
-    assert "it changed on the way" in recovery.reason
+    run.assert_damage_refused()
 
 
 def test_nothing_that_was_on_disk_is_lost_or_changed(run: BrokenRun) -> None:
-    assert run.lost == []
-    assert run.gaps() == []
+    run.assert_nothing_lost()
 
 
 def test_every_iteration_is_trained_once_and_no_trajectory_twice(run: BrokenRun) -> None:
-    assert run.trained() == list(range(ITERATIONS))
-    counts = run.batches_of_trajectories()
-    assert counts
-    assert max(counts.values()) == 1
+    run.assert_trained_once()
 
 
 def test_the_weights_are_those_of_a_run_that_nothing_happened_to_bit_for_bit(run: BrokenRun, tmp_path: Path) -> None:
