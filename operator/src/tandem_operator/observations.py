@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the watches told of each job: pods, workloads, warnings, disruptions. The API server has the truth."""
 
+import re
 import time
 from collections import defaultdict
 
@@ -13,6 +14,10 @@ from tandem_operator.workqueue import Key
 
 PLAN_ANNOTATION = "tandem-rl.dev/plan"
 _WARNING_SECONDS = 600.0
+_LOOKED_TOO_SOON = re.compile(r"failed to sync \w+ cache")
+"""The kubelet of a new pod has not heard yet of its ConfigMap or Secret, which may well exist; it looks again."""
+_SUMMARY = "Unable to attach or mount volumes"
+"""What the kubelet adds every two minutes to the warnings that say why."""
 
 
 class Observations:
@@ -75,8 +80,10 @@ class Observations:
         if place not in self._owners:
             return None
         seen = unix(raw.get("lastTimestamp") or raw.get("eventTime") or raw["metadata"].get("creationTimestamp"))
-        reason = raw.get("reason", "")
-        self._warnings[place][reason] = Warning(place[1], reason, raw.get("message", ""), seen)
+        reason, message = raw.get("reason", ""), raw.get("message", "")
+        if _LOOKED_TOO_SOON.search(message) or (message.startswith(_SUMMARY) and reason in self._warnings[place]):
+            return None
+        self._warnings[place][reason] = Warning(place[1], reason, message, seen)
         return self._owners[place]
 
     def _note_disruption(self, key: Key, pod: Pod) -> None:

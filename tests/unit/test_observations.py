@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Of the warnings about a pod, the operator tells the one that says what is wrong."""
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from tandem_api.labels import JOB_LABEL
+from tandem_operator.observations import Observations
+
+KEY = "research", "sums"
+POD = "sums-hybrid-0"
+CAUSE = 'MountVolume.SetUp failed for volume "mine" : configmap "prompts" not found'
+SUMMARY = "Unable to attach or mount volumes: unmounted volumes=[mine]: timed out waiting for the condition"
+TOO_SOON = 'MountVolume.SetUp failed for volume "mine" : failed to sync {} cache: timed out waiting for the condition'
+
+
+@pytest.fixture
+def seen() -> Observations:
+    """It knows of one pod that waits for a volume."""
+    observations = Observations()
+    metadata = {"namespace": KEY[0], "name": POD, "uid": "1", "labels": {JOB_LABEL: KEY[1]}}
+    observations.pod_changed({"metadata": metadata, "spec": {"containers": []}, "status": {"phase": "Pending"}})
+    return observations
+
+
+def warning(message: str) -> dict[str, Any]:
+    return {
+        "metadata": {},
+        "involvedObject": {"namespace": KEY[0], "name": POD},
+        "reason": "FailedMount",
+        "message": message,
+        "lastTimestamp": datetime.fromtimestamp(time.time(), UTC).isoformat(),
+    }
+
+
+def messages(seen: Observations) -> list[str]:
+    return [warning.message for warning in seen.of(KEY).warnings]
+
+
+@pytest.mark.parametrize("kind", ["configmap", "secret"])
+def test_a_kubelet_that_looked_before_it_had_heard_of_an_object_says_nothing_of_it(
+    seen: Observations, kind: str
+) -> None:
+    assert seen.warned(warning(TOO_SOON.format(kind))) is None
+    assert messages(seen) == []
+
+
+@pytest.mark.parametrize("later", [SUMMARY, TOO_SOON.format("configmap")])
+def test_a_warning_that_names_the_cause_outlives_those_that_do_not(seen: Observations, later: str) -> None:
+    assert seen.warned(warning(CAUSE)) == KEY
+    assert seen.warned(warning(later)) is None
+    assert messages(seen) == [CAUSE]
+
+
+def test_a_summary_is_told_where_nothing_better_is_known_and_gives_way_to_the_cause(seen: Observations) -> None:
+    assert seen.warned(warning(SUMMARY)) == KEY
+    assert messages(seen) == [SUMMARY]
+    seen.warned(warning(CAUSE))
+    assert messages(seen) == [CAUSE]
