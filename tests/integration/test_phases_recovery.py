@@ -110,6 +110,22 @@ async def test_a_rollout_without_any_member_left_recovers(job: JobOfPods) -> Non
     assert (last.name, last.world, last.restarts) == (P.SUCCEEDED, 2, 1)
 
 
+async def test_an_iteration_that_was_trained_is_in_the_metrics_though_its_handoff_failed(job: JobOfPods) -> None:
+    failed: list[PhaseRecord] = []
+
+    async def fail_once(pod: Pod, record: PhaseRecord, part: Part) -> None:
+        if record.iteration == 1 and not failed:
+            failed.append(record)
+            await fail(pod, record, part)
+        await hand_over(pod, record, part)
+
+    job.pod(0, handoff=fail_once), job.pod(1)
+    last = await asyncio.wait_for(job.drive(), SOON)
+    assert (last.name, last.world) == (P.SUCCEEDED, 2)
+    trained = [(line["iteration"], line["weightVersion"], line["loss"]) for line in job.run.metrics.lines[:2]]
+    assert trained == [(0, 0, 1.0), (1, 1, 1.0)]
+
+
 async def test_an_ack_of_a_process_that_was_replaced_does_not_end_the_phase(job: JobOfPods) -> None:
     gate, not_yet = Gate(), Gate()
     first = job.pod(0)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_AFTER_TRAIN = (PhaseName.HANDOFF, PhaseName.SUSPENDED)
+
 
 class Settlement:
     """What is done once at the end of each phase. All of it may be done again, by an orchestrator that follows."""
@@ -35,7 +37,7 @@ class Settlement:
         """Go on with a phase that another orchestrator wrote, after one that was acked with ``before``."""
         self._ledger.begin_iteration(record.started)
         after_train = record.iteration > 0 and any("loss" in ack.measured for ack in before.values())
-        if record.name is PhaseName.HANDOFF and after_train:
+        if record.name in _AFTER_TRAIN and after_train:
             self._ledger.train(before)
         self.enter(record)
 
@@ -55,6 +57,9 @@ class Settlement:
         self._metrics.left(record, ended.acks, lines, failed=ended.failure is not None)
         if self._traces is not None:
             self._traces.left(lines, ended.failure)
+        if record.name in _AFTER_TRAIN and self._ledger.trained:
+            # However it ended: what was trained may be durable, and then nobody trains it again.
+            self._write_metrics(record.iteration - 1, record.weight_version - 1, now)
         if ended.failure is not None:
             log.error("the phase failed", name=record.name, iteration=record.iteration, failure=ended.failure)
             return
@@ -65,8 +70,6 @@ class Settlement:
                 self.evaluated = self._run.rollout_complete
             case PhaseName.RELEASE:
                 await self._close_rollout(running)
-            case PhaseName.HANDOFF if self._ledger.trained:
-                self._write_metrics(record.iteration - 1, record.weight_version - 1, now)
             case PhaseName.TRAIN:
                 await self._durable(record.iteration + 1, ended)
             case PhaseName.WARMUP | PhaseName.SUSPENDED:
