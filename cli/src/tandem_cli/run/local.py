@@ -54,6 +54,8 @@ def _node(job: RLJobObject, directory: RunDirectory, subnet: Subnet, scratch: Sc
             checkpoint_claim(job): directory.checkpoints,
         },
         environment={
+            # As in the images: what a program has printed is in its log when it is killed.
+            "PYTHONUNBUFFERED": "1",
             # Every pod has a loopback address; collective libraries look for an interface.
             "GLOO_SOCKET_IFNAME": "lo",
             "NCCL_SOCKET_IFNAME": "lo",
