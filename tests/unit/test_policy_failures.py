@@ -75,6 +75,20 @@ CASES = [
         ["engine", 'secret "x" not found'],
     ),
     (
+        pending(
+            Container(
+                "trainer",
+                waiting="CrashLoopBackOff",
+                restarts=2,
+                ended="StartError",
+                exit_code=128,
+                last_words='exec: "/no/such/program": no such file or directory',
+            )
+        ),
+        "ContainerRefused",
+        ["trainer", "cannot start", "/no/such/program"],
+    ),
+    (
         Observed(
             workloads=workloads(active=0),
             warnings=(Warning("sums-hybrid", "FailedCreate", "exceeded quota: gpus", NOW),),

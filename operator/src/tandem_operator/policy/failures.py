@@ -110,6 +110,9 @@ def _of_container(pod: Pod, container: Container, now: float) -> Trouble | None:
         )
     if container.waiting in _CONFIGURATION:
         return Trouble("ContainerRefused", f"{where} cannot start: {container.waiting_message or container.waiting}")
+    if not container.running and container.ended == "StartError":
+        # The kubelet names it so between its attempts, while it says CrashLoopBackOff; no log was ever written.
+        return Trouble("ContainerRefused", f"{where} cannot start: {container.last_words or container.ended}")
     if container.ended == "OOMKilled" and _fresh(container, "OutOfMemory", now):
         return Trouble(
             "OutOfMemory",
