@@ -84,8 +84,8 @@ async def test_an_applied_job_gets_its_objects_its_status_and_its_desired_state(
     # kopf leaves no trace on the user's object.
     assert "annotations" not in job["metadata"]
     assert "finalizers" not in job["metadata"]
-    entry = await world.store.get((await world.keys("sums")).desired)
-    assert entry is not None
+    desired = (await world.keys("sums")).desired
+    entry = await eventually(lambda: world.store.get(desired))
     assert Desired.model_validate_json(entry.value) == Desired(state=DesiredState.RUNNING, generation=1)
 
 
@@ -120,9 +120,12 @@ async def test_an_allowed_change_reaches_the_processes_and_a_forbidden_one_is_re
     await world.planned()
     await world.change("sums", iterations=9)
     await until_observed(world, 2)
-    spec = await world.get("v1", "ConfigMap", "sums-spec")
-    assert spec is not None
-    assert '"iterations": 9' in spec["data"]["job.json"]
+
+    async def changed() -> bool:
+        spec = await world.get("v1", "ConfigMap", "sums-spec")
+        return spec is not None and '"iterations": 9' in spec["data"]["job.json"]
+
+    await eventually(changed)
     with pytest.raises(Refused, match="fixed once the job exists"):
         await world.change("sums", seed=77)
 

@@ -14,7 +14,14 @@ KEY = "research", "sums"
 POD = "sums-hybrid-0"
 CAUSE = 'MountVolume.SetUp failed for volume "mine" : configmap "prompts" not found'
 SUMMARY = "Unable to attach or mount volumes: unmounted volumes=[mine]: timed out waiting for the condition"
-TOO_SOON = 'MountVolume.SetUp failed for volume "mine" : failed to sync {} cache: timed out waiting for the condition'
+TOO_SOON = tuple(
+    f'MountVolume.SetUp failed for volume "mine" : {why}'
+    for why in (
+        "failed to sync configmap cache: timed out waiting for the condition",
+        "failed to sync secret cache: timed out waiting for the condition",
+        'object "research"/"prompts" not registered',
+    )
+)
 
 
 @pytest.fixture
@@ -40,15 +47,15 @@ def messages(seen: Observations) -> list[str]:
     return [warning.message for warning in seen.of(KEY).warnings]
 
 
-@pytest.mark.parametrize("kind", ["configmap", "secret"])
+@pytest.mark.parametrize("message", TOO_SOON)
 def test_a_kubelet_that_looked_before_it_had_heard_of_an_object_says_nothing_of_it(
-    seen: Observations, kind: str
+    seen: Observations, message: str
 ) -> None:
-    assert seen.warned(warning(TOO_SOON.format(kind))) is None
+    assert seen.warned(warning(message)) is None
     assert messages(seen) == []
 
 
-@pytest.mark.parametrize("later", [SUMMARY, TOO_SOON.format("configmap")])
+@pytest.mark.parametrize("later", [SUMMARY, *TOO_SOON])
 def test_a_warning_that_names_the_cause_outlives_those_that_do_not(seen: Observations, later: str) -> None:
     assert seen.warned(warning(CAUSE)) == KEY
     assert seen.warned(warning(later)) is None

@@ -14,7 +14,7 @@ from tandem_operator.workqueue import Key
 
 PLAN_ANNOTATION = "tandem-rl.dev/plan"
 _WARNING_SECONDS = 600.0
-_LOOKED_TOO_SOON = re.compile(r"failed to sync \w+ cache")
+_LOOKED_TOO_SOON = re.compile(r"failed to sync \w+ cache|object \S+ not registered")
 """The kubelet of a new pod has not heard yet of its ConfigMap or Secret, which may well exist; it looks again."""
 _SUMMARY = "Unable to attach or mount volumes"
 """What the kubelet adds every two minutes to the warnings that say why."""
