@@ -102,7 +102,8 @@ async def hand_over(_: Pod, record: PhaseRecord, part: Part) -> None:
     part.measured |= {"bytes": 8.0, "tensors": 1.0}
 
 
-async def _train(_: Pod, record: PhaseRecord, part: Part) -> None:
+async def train(_: Pod, record: PhaseRecord, part: Part) -> None:
+    """Say that a step was taken, and a checkpoint saved where one is asked for."""
     part.measured["loss"] = 1.0
     part.checkpoint = f"iter-{record.iteration + 1}" if record.save else None
 
@@ -110,7 +111,7 @@ async def _train(_: Pod, record: PhaseRecord, part: Part) -> None:
 _STANDARD: dict[PhaseName, Script] = {
     PhaseName.ROLLOUT: generate,
     PhaseName.HANDOFF: hand_over,
-    PhaseName.TRAIN: _train,
+    PhaseName.TRAIN: train,
 }
 _SPEC: dict[str, Any] = {
     "iterations": 2,

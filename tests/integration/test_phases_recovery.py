@@ -2,12 +2,16 @@
 """What is lost with a process, and what is not: the real driver, buffer and workers on a real etcd."""
 
 import asyncio
+import json
+import sys
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from etcd_server import EtcdServer, etcd_server
-from scripted_pods import SOON, JobOfPods, Pod, fail, generate, hand_over, hoard
+from scripted_pods import SOON, JobOfPods, Pod, fail, generate, hand_over, hoard, train
 
 from tandem_api.errors import Fenced
 from tandem_api.messages.phases import Ack, Member, Outcome, PhaseName, PhaseRecord
@@ -19,6 +23,7 @@ from tandem_phases.store import Entry
 from tandem_sidecar.steps import Part
 
 P = PhaseName
+HOUR = 3600.0
 ZOMBIE = Member(index=0, pod="pod-0", uid="zombie", incarnation="zombie", address="127.0.0.1")
 
 
@@ -126,17 +131,75 @@ async def test_an_iteration_that_was_trained_is_in_the_metrics_though_its_handof
     assert trained == [(0, 0, 1.0), (1, 1, 1.0)]
 
 
+class Clock:
+    """The module ``time`` as all of Tandem sees it here, with a wall clock that can be set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._jump = 0.0
+        ours = [module for name, module in sys.modules.items() if name.startswith("tandem_")]
+        for module in ours:
+            if getattr(module, "time", None) is time:
+                monkeypatch.setattr(module, "time", self)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def time(self) -> float:
+        return time.time() + self._jump
+
+    def jump(self, seconds: float) -> None:
+        self._jump += seconds
+
+
+@pytest.mark.parametrize("seconds", [HOUR, -HOUR], ids=["forward", "back"])
+async def test_a_clock_that_jumps_ends_no_phase_and_is_not_booked(
+    job: JobOfPods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    clock, gate = Clock(monkeypatch), Gate()
+    job.pod(0), job.pod(1, train=gate)
+    driving = job.drive()
+    await asyncio.wait_for(gate.inside.wait(), SOON)
+    clock.jump(seconds)
+    gate.opened.set()
+    last = await asyncio.wait_for(driving, SOON)
+    assert (last.name, last.world) == (P.SUCCEEDED, 1)
+    timeline = (tmp_path / "state" / "timeline.jsonl").read_text()
+    booked = [json.loads(line)["seconds"] for line in timeline.splitlines()]
+    assert min(booked) >= 0.0
+    assert max(booked) < SOON
+
+
+async def test_a_clock_that_is_set_back_does_not_hide_a_member_that_hangs(
+    etcd: EtcdServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, hung = Clock(monkeypatch), asyncio.Event()
+
+    async def hang_once(pod: Pod, record: PhaseRecord, part: Part) -> None:
+        if not hung.is_set():
+            hung.set()
+            clock.jump(-HOUR)
+            await asyncio.Event().wait()
+        await train(pod, record, part)
+
+    async with JobOfPods(tmp_path, etcd, schedule={"phaseDeadlines": {"train": "5s"}}) as job:
+        job.pod(0), job.pod(1, train=hang_once)
+        last = await asyncio.wait_for(job.drive(), SOON)
+        reasons = [record.reason for record in await job.phases() if record.name is P.RECOVER]
+    assert last.name is P.SUCCEEDED
+    assert "Train passed its deadline; members [1] did not ack" in reasons
+
+
 async def test_an_ack_of_a_process_that_was_replaced_does_not_end_the_phase(job: JobOfPods) -> None:
     gate, not_yet = Gate(), Gate()
     first = job.pod(0)
     job.pod(1, train=gate)
     driving = job.drive()
-    train = await job.phase(P.TRAIN)
-    await job.mirror.until(lambda entries: counted(entries, job.keys, train).get(0), SOON)
+    training = await job.phase(P.TRAIN)
+    await job.mirror.until(lambda entries: counted(entries, job.keys, training).get(0), SOON)
     first.task.cancel()
     # The ack of the first process stays until its lease runs out.
     job.pod(0, train=not_yet, recover=not_yet)
-    await job.mirror.until(lambda entries: None if 0 in counted(entries, job.keys, train) else True, SOON)
+    await job.mirror.until(lambda entries: None if 0 in counted(entries, job.keys, training) else True, SOON)
     gate.opened.set()
     recovered = await job.phase(P.RECOVER)
     assert "member 0 was lost during Train" in (recovered.reason or "")

@@ -52,6 +52,8 @@ class Attendance:
         self._run = run
         self._leadership = leadership
         self._world: World = {}
+        self.began = time.monotonic()
+        """When the phase began, in seconds of the monotonic clock: the wall clock may jump."""
 
     async def gather(self, replicas: int, seconds: float) -> None:
         """Wait until every member is there: those that were lost come back as new processes.
@@ -70,9 +72,10 @@ class Attendance:
             raise RunFailed(f"members {missing} did not join within {seconds:.0f} s") from None
 
     def begin(self, record: PhaseRecord) -> None:
-        """Settle who the processes of a phase are."""
+        """Settle who the processes of a phase are, and when it began."""
         now = world_of(self._mirror.entries, self._keys)
         self._world = now if record.name in _NEW_WORLD else {**now, **self._world}
+        self.began = time.monotonic() - max(0.0, time.time() - record.started)
 
     async def attend(self, record: PhaseRecord) -> Ended:
         """Wait until the phase ends.
@@ -90,7 +93,7 @@ class Attendance:
             passing_on = asyncio.create_task(self._pass_on(record))
         else:
             passing_on = None
-        over = asyncio.create_task(self._over(record.deadline or math.inf))
+        over = asyncio.create_task(self._over(record))
         try:
             await asyncio.wait({*waiting, over}, return_when=asyncio.FIRST_COMPLETED)
             for task in waiting:
@@ -122,12 +125,12 @@ class Attendance:
                 pending.cancel()
             await asyncio.wait([task, lost])
 
-    async def _over(self, deadline: float) -> None:
+    async def _over(self, record: PhaseRecord) -> None:
         """Wait for a phase's deadline. While the replay buffer is full the job pauses: that time does not count."""
-        before = self._run.buffer_full_seconds
+        seconds, before = (record.deadline or math.inf) - record.started, self._run.buffer_full_seconds
         while True:
             paused = self._run.buffer_full_seconds - before
-            if (left := deadline + paused - time.time()) <= 0:
+            if (left := self.began + seconds + paused - time.monotonic()) <= 0:
                 return
             await asyncio.sleep(min(left, _DAY))
 

@@ -67,7 +67,7 @@ class Ledger:
         return {
             "weightVersion": weight_version,
             "startedAt": self.began,
-            "seconds": now - self.began,
+            "seconds": max(0.0, now - self.began),
             "phaseSeconds": dict(self.iteration),
             "switchSteps": dict(self.steps),
             "evalAccuracy": accuracy,

@@ -32,24 +32,26 @@ class Settlement:
         self._traces = traces
         self.evaluated = False
         """Whether the final weights were evaluated."""
+        self._began = time.monotonic()
 
-    def take_over(self, record: PhaseRecord, before: Mapping[int, Ack]) -> None:
+    def take_over(self, record: PhaseRecord, began: float, before: Mapping[int, Ack]) -> None:
         """Go on with a phase that another orchestrator wrote, after one that was acked with ``before``."""
         self._ledger.begin_iteration(record.started)
         after_train = record.iteration > 0 and any("loss" in ack.measured for ack in before.values())
         if record.name in _AFTER_TRAIN and after_train:
             self._ledger.train(before)
-        self.enter(record)
+        self.enter(record, began)
 
-    def enter(self, record: PhaseRecord) -> None:
-        """A phase begins."""
+    def enter(self, record: PhaseRecord, began: float) -> None:
+        """A phase begins, or has begun, at ``began`` of the monotonic clock."""
         if record.name in (PhaseName.START, PhaseName.RECOVER, PhaseName.ROLLOUT):
             self._ledger.begin_iteration(record.started)
         self._metrics.entered(record)
+        self._began = began
 
     async def settle(self, record: PhaseRecord, ended: Ended, *, running: bool) -> None:
         """A phase has ended; ``running``: the user wants the job to go on."""
-        now = time.time()
+        now = record.started + time.monotonic() - self._began
         self._ledger.leave(record, now, ended.acks)
         lines = timeline_lines(record, ended.acks, now)
         for line in lines:

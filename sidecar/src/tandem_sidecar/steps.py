@@ -13,7 +13,7 @@ from tandem_api.messages.phases import Ack, Outcome, Step
 class Part:
     """A member's part of one phase while it is being done: timed steps and what was measured."""
 
-    began: float = field(default_factory=time.time)
+    began: float = field(default_factory=time.monotonic)
     steps: list[Step] = field(default_factory=list)
     measured: dict[str, float] = field(default_factory=dict)
     digest: str | None = None
@@ -35,7 +35,7 @@ class Part:
             index=index,
             incarnation=incarnation,
             outcome=Outcome.FAILED if error else Outcome.DONE,
-            seconds=time.time() - self.began,
+            seconds=time.monotonic() - self.began,
             steps=tuple(self.steps),
             measured=self.measured,
             digest=self.digest,
