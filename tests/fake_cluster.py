@@ -141,5 +141,5 @@ def state_of(pid: int) -> str:
     """The letter that the kernel has for what a process does: T is stopped, Z and X are gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter: it ended between opening and reading
         return "X"

@@ -13,9 +13,10 @@ from code_problems import DIAMETER, SUM, problem
 
 from tandem_api.records import Record, read_records
 from tandem_orchestrator.sandbox.client import Sandbox
-from tandem_orchestrator.sandbox.runs import Verdict
+from tandem_orchestrator.sandbox.runs import Limits, Verdict
 
 TANDEM = Path(sys.executable).parent / "tandem"
+PATIENT = Limits(seconds=60.0)
 OPTIONS = ("--cases", "5", "--least-cases", "4", "--timeout", "6s")
 PROBLEMS = [
     problem("sums", SUM, right=10, difficulty=2.0, meta={"source": "test"}),
@@ -110,7 +111,7 @@ async def test_kept_tests_tell_right_from_wrong_programs(result: Result):
     tests = result.kept["diameters"].tests
     with Sandbox(2) as sandbox:
         for source, expected in ((DIAMETER["right"][0], True), (DIAMETER["wrong"][0], False)):
-            outcomes = [await sandbox.run(source, test.input, expected=test.output) for test in tests]
+            outcomes = [await sandbox.run(source, test.input, expected=test.output, limits=PATIENT) for test in tests]
             assert all(outcome.verdict is Verdict.PASSED for outcome in outcomes) is expected
 
 

@@ -152,7 +152,7 @@ async def test_a_member_that_stops_renewing_disappears_and_knows_it(store: Store
 
 
 async def test_a_lease_counts_as_lost_once_its_time_has_passed_without_etcd(store: Store, etcd: EtcdServer) -> None:
-    membership: Membership = await join(store, KEYS, member(2), 2.0)
+    membership: Membership = await join(store, KEYS, member(2), 4.0)
     etcd.freeze()
     try:
         await asyncio.wait_for(membership.lease.lost.wait(), SOON)

@@ -13,6 +13,8 @@ import pytest
 from etcd_server import EtcdServer, etcd_server
 from scripted_pods import SOON, JobOfPods, Pod, fail, generate, hand_over, hoard, train
 
+import tandem_orchestrator.driver
+import tandem_sidecar.worker
 from tandem_api.errors import Fenced
 from tandem_api.messages.phases import Ack, Member, Outcome, PhaseName, PhaseRecord
 from tandem_phases.barrier import counted
@@ -247,7 +249,12 @@ async def test_work_goes_on_while_the_place_is_lost_and_is_acked_with_the_next_o
     await leadership.lease.revoke()
 
 
-async def test_etcd_away_for_less_than_a_lease_costs_neither_work_nor_a_lease(job: JobOfPods, etcd: EtcdServer) -> None:
+async def test_etcd_away_for_less_than_a_lease_costs_neither_work_nor_a_lease(
+    job: JobOfPods, etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However long etcd takes to start, that is less.
+    for module in (tandem_orchestrator.driver, tandem_sidecar.worker):
+        monkeypatch.setattr(module, "LEASE_SECONDS", 10 * SOON)
     gates, seen = (Gate(), Gate()), asyncio.Event()
 
     async def hand_over_once_seen(pod: Pod, record: PhaseRecord, part: Part) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from running import finish, manifest, metrics, processes_of, start
 from transformers import AutoModelForCausalLM
-from waiting import until
+from waiting import DEADLINE, until
 
 from tandem_api.environment import Job
 from tandem_api.manifest import load
@@ -86,7 +86,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interrupted]:
         process.send_signal(signal.SIGKILL)
         process.wait()
         try:
-            until(lambda: not processes_of(out), 30.0, "the end of every process of the killed run")
+            until(lambda: not processes_of(out), DEADLINE, "the end of every process of the killed run")
             left: list[int] = []
         except TimeoutError:
             left = processes_of(out)

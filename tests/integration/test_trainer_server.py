@@ -157,7 +157,8 @@ def test_a_rank_that_is_busy_with_an_older_epoch_ends_when_a_recovery_begins(tmp
     try:
         until(path.exists, 3 * DEADLINE, "the rank's socket")
         with socket.socket(socket.AF_UNIX) as asking, socket.socket(socket.AF_UNIX) as offloading:
-            asking.connect(str(path))
+            # The socket is there a moment before it is listened to.
+            until(lambda: asking.connect_ex(str(path)) == 0, DEADLINE, "the rank listens")
             asking.sendall(Checkpoint(epoch=1, iteration=1).wire().encode() + b"\n")
             until(begun.exists, DEADLINE, "the command's begin")
             offloading.connect(str(path))

@@ -28,7 +28,7 @@ log = structlog.get_logger()
 _IN_MEMORY = ("/dev/shm", "/run/tandem", tempfile.gettempdir())  # noqa: S108 - a directory of our own is made there
 _ATTEMPTS = 2
 _STOP_SECONDS = 10.0
-_GONE_SECONDS = 2.0
+_GONE_SECONDS = 30.0
 _LOOK_PERIOD = 0.005
 
 
