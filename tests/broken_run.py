@@ -17,10 +17,12 @@ import numpy as np
 from running import ROOT, finish, manifest, start
 from waiting import until
 
+from tandem_cli.chaos import confinement
 from tandem_cli.chaos.injector import Injector
 from tandem_cli.chaos.local import attached, holder_of
 from tandem_cli.chaos.plan import Fault, Kind
 from tandem_cli.chaos.recovery import Recovery
+from tandem_cli.chaos.targets import Refused
 from tandem_cli.run.directory import RunDirectory
 
 START_SECONDS = 400.0
@@ -39,6 +41,16 @@ SMALL: Mapping[str, Any] = {
     "spec.trainer.env": [{"name": "OMP_NUM_THREADS", "value": "1"}],
     "spec.schedule": {"phaseDeadlines": {"start": "6m", "release": "60s", "train": "60s", "handoff": "2m"}},
 }
+
+
+def can_confine() -> bool:
+    """Whether processes can be cut off and put under limits here, which takes root."""
+    try:
+        confinement.check_partition()
+        confinement.memory_groups()
+    except Refused:
+        return False
+    return True
 
 
 @dataclass

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broken_run import Books, BrokenRun
+from broken_run import Books, BrokenRun, can_confine
 from fake_cluster import state_of
 from runs import TANDEM
 from scripted_run import scripted_run
 from waiting import DEADLINE, until
 
-from tandem_cli.chaos import confinement
 from tandem_cli.chaos.local import holder_of
-from tandem_cli.chaos.targets import Refused
 from tandem_cli.local.supervisor import descendants
 from tandem_cli.run.command import INTERRUPTED
 from tandem_cli.run.directory import RunDirectory
@@ -52,16 +50,6 @@ IMPOSSIBLE = """
 faults:
   - {kind: Kill, target: {component: pod, index: 1}, phase: Warmup}
 """
-
-
-def can_confine() -> bool:
-    """Whether processes can be cut off and put under limits here, which takes root."""
-    try:
-        confinement.check_partition()
-        confinement.memory_groups()
-    except Refused:
-        return False
-    return True
 
 
 @dataclass

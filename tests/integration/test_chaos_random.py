@@ -9,11 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from broken_run import RUN_SECONDS, START_SECONDS, broken_run
+from broken_run import RUN_SECONDS, START_SECONDS, broken_run, can_confine
 
-from tandem_cli.chaos import confinement
 from tandem_cli.chaos.plan import Fault, Kind, Plan, RandomFaults, dumped
-from tandem_cli.chaos.targets import Refused
 
 PLANS = int(os.environ.get("TANDEM_CHAOS_PLANS", "100"))
 SECONDS = float(os.environ.get("TANDEM_CHAOS_SECONDS", "10800"))
@@ -27,12 +25,7 @@ LONGEST = "15s"
 def kinds() -> tuple[Kind, ...]:
     """All that can be done to a run in this place; only its disk is not filled, for it is everybody's."""
     possible = (Kind.KILL, Kind.STOP, Kind.SLOW_DOWN, Kind.LOSE_LEASE, Kind.CORRUPT_SEGMENT)
-    try:
-        confinement.check_partition()
-        confinement.memory_groups()
-    except Refused:
-        return possible
-    return (*possible, Kind.OUT_OF_MEMORY, Kind.PARTITION)
+    return (*possible, Kind.OUT_OF_MEMORY, Kind.PARTITION) if can_confine() else possible
 
 
 def faults_of(seed: int) -> tuple[Fault, ...]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from broken_run import broken_run
+from broken_run import broken_run, can_confine
 
 from tandem_api.messages.phases import PhaseName
 from tandem_cli.chaos.plan import Component, Fault, Kind
@@ -14,6 +14,8 @@ P = PhaseName
 LEASE_AND_MORE = 15.0
 TRAIN_DEADLINE_AND_MORE = 75.0
 UNTIL_REPLACED = 600.0
+PARTITION_SECONDS = 30.0
+SLOW_SECONDS = 20.0
 
 
 def killed(component: Component) -> Fault:
@@ -35,6 +37,28 @@ FAULTS = {
     P.HANDOFF: (*ANYWHERE, *MEMBER, ENGINE_STOPPED, CORRUPTED),
     P.RECOVER: ANYWHERE,
 }
+CONFINED = (
+    *(
+        Fault(Kind.OUT_OF_MEMORY, component, phase)
+        for phase, component in (
+            (P.ROLLOUT, Component.ENGINE),
+            (P.ROLLOUT, Component.ORCHESTRATOR),
+            (P.TRAIN, Component.TRAINER),
+            (P.HANDOFF, Component.TRAINER),
+        )
+    ),
+    *(
+        Fault(Kind.PARTITION, component, phase, seconds=PARTITION_SECONDS)
+        for phase in (P.ROLLOUT, P.TRAIN)
+        for component in (Component.POD, Component.ORCHESTRATOR)
+    ),
+)
+"""What takes root."""
+SLOW = tuple(
+    Fault(Kind.SLOW_DOWN, Component.POD, phase, seconds=SLOW_SECONDS)
+    for phase in (P.ROLLOUT, P.RELEASE, P.TRAIN, P.HANDOFF)
+)
+"""A pod that is ten times slower than the others at each barrier."""
 ITERATIONS = 12
 
 
@@ -42,8 +66,17 @@ ITERATIONS = 12
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("phase", FAULTS, ids=str)
 def test_a_run_survives_every_fault_in(phase: PhaseName, tmp_path: Path) -> None:
-    faults = [replace(fault, phase=phase) for fault in FAULTS[phase]]
-    run = broken_run(tmp_path, faults, {"spec.iterations": ITERATIONS})
+    survive(tmp_path, [replace(fault, phase=phase) for fault in FAULTS[phase]])
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_a_run_survives_memory_that_runs_out_networks_that_are_cut_and_slow_pods(tmp_path: Path) -> None:
+    survive(tmp_path, [*SLOW, *(CONFINED if can_confine() else ())])
+
+
+def survive(directory: Path, faults: list[Fault]) -> None:
+    run = broken_run(directory, faults, {"spec.iterations": ITERATIONS})
     assert [one for one in run.recoveries if one.seconds is None] == []
     assert run.status == 0
     run.assert_nothing_lost()

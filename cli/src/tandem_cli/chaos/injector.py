@@ -12,6 +12,9 @@ from tandem_cli.chaos.place import ArmedFault, Job, JobEnded, NotDone, Seen
 from tandem_cli.chaos.plan import Component, Fault, Kind
 from tandem_cli.chaos.recovery import Judge, Recovery
 
+_NEED_ALL = (PhaseName.WARMUP, PhaseName.TRAIN, PhaseName.HANDOFF)
+"""Phases long enough to be hit in which the loss of any member means a new world."""
+
 
 @dataclass(frozen=True, slots=True)
 class Struck:
@@ -96,6 +99,8 @@ class Injector:
         await self._job.until(begun)
 
     async def _bring_about_recovery(self, fault: Fault) -> None:
+        """A member loses its place in a phase that needs all of them; a Rollout would go on with the others."""
+        await self._job.until(lambda seen: seen.record.name in _NEED_ALL or None)
         index = fault.index if fault.component.in_pod else 0
         async with self._job.armed(Fault(Kind.LOSE_LEASE, Component.SIDECAR, fault.phase, index)) as armed:
             await armed.strike()
