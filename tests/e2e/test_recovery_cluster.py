@@ -6,6 +6,7 @@
 
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from broken_job import OPERATOR, BrokenJob, kill_operators
 from broken_run import SMALL, BrokenRun
 from kubectl import SYSTEM, kubectl, objects, one
 from running import manifest
+from waiting import DEADLINE, until
 
 from tandem_api.messages.phases import PhaseName
 from tandem_cli.chaos.plan import Component, Fault, Kind
@@ -110,3 +112,29 @@ def test_nothing_that_was_on_disk_is_lost_or_changed(run: BrokenRun) -> None:
 
 def test_every_iteration_is_trained_once_and_no_trajectory_twice(run: BrokenRun) -> None:
     run.assert_trained_once()
+
+
+@pytest.fixture
+def operators() -> Iterator[str]:
+    """The operator's Deployment. However few replicas it is left with, they are as many again afterwards."""
+    (deployment,) = objects("deployments", SYSTEM, "-l", OPERATOR)
+    name = f"deployment/{deployment['metadata']['name']}"
+    yield name
+    kubectl("scale", name, "-n", SYSTEM, f"--replicas={deployment['spec']['replicas']}")
+    kubectl("rollout", "status", name, "-n", SYSTEM, "--timeout=3m")
+
+
+def test_a_job_whose_operators_are_killed_at_its_start_for_good_runs_to_its_end(
+    run: BrokenRun, namespace: str, operators: str, tmp_path: Path
+) -> None:
+    file = manifest(tmp_path / "job.yaml", CHANGES | {"metadata.name": "alone", "spec.iterations": 3})
+    kubectl("apply", "-n", namespace, "-f", str(file))
+    until(lambda: one("rljob", "alone", namespace).get("status", {}).get("phase") == "Starting", DEADLINE, "its start")
+    kubectl("scale", operators, "-n", SYSTEM, "--replicas=0")
+    kubectl("delete", "pods", "-n", SYSTEM, "-l", OPERATOR, "--grace-period=0", "--force")
+    jobs = ("job/alone-hybrid", "job/alone-orchestrator")
+    kubectl("wait", *jobs, "-n", namespace, "--for=condition=Complete", f"--timeout={MINUTES}m")
+    assert one("rljob", "alone", namespace)["status"]["phase"] == "Starting"
+    kubectl("scale", operators, "-n", SYSTEM, "--replicas=1")
+    kubectl("wait", "rljob/alone", "-n", namespace, "--for=condition=Complete", "--timeout=3m")
+    assert one("rljob", "alone", namespace)["status"]["iteration"] == 3
