@@ -310,11 +310,12 @@ async def measured(endpoints: tuple[str, ...], scale: Scale) -> Result:
     )
 
 
-def table(results: Sequence[Result], rounds: int) -> Table:
+def table(results: Sequence[Result]) -> Table:
     units = "barriers in milliseconds; load of etcd for each switch, its processor time in milliseconds"
     shown = Table("members", *(Column(title, justify="right") for title in (*_TIMES, *_LOADS)), caption=units)
     for result in results:
-        cost = {kind: value / rounds for kind, value in result.load.items()}
+        switches = len(result.spread) + len(result.at_once)
+        cost = {kind: value / switches for kind, value in result.load.items()}
         shown.add_row(
             f"{result.members:,}",
             *times(result.spread, result.bare_spread),
@@ -368,16 +369,22 @@ def growth(results: Sequence[Result], kind: str) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", type=int, nargs="+", default=MEMBERS)
-    parser.add_argument("--rounds", type=int, default=200, help="phases for each number of members, half of each kind")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=200,
+        help=f"phases for each number of members, half of each kind; above {GOAL_MEMBERS} members a fifth of them",
+    )
     options = parser.parse_args()
     silence()
     before, results = os.getloadavg()[0], []
     for members in options.members:
         with tempfile.TemporaryDirectory() as directory, etcd_server(Path(directory)) as etcd:
-            results.append(asyncio.run(measured(etcd.endpoints, Scale(members, options.rounds))))
+            rounds = options.rounds if members <= GOAL_MEMBERS else options.rounds // 5
+            results.append(asyncio.run(measured(etcd.endpoints, Scale(members, rounds))))
             console.log(f"{members:,} members: barrier p50 {1e3 * statistics.median(results[-1].spread):.1f} ms")
-    console.print(table(results, options.rounds))
-    console.print(f"members are simulated, at most {_TOGETHER} in a process; {options.rounds} switches for each number")
+    console.print(table(results))
+    console.print(f"members are simulated, at most {_TOGETHER} in a process")
     after, processors = os.getloadavg()[0], len(os.sched_getaffinity(0))
     console.print(f"load average {before:.1f} before and {after:.1f} after, on {processors} processors")
     goals = verdicts(results)
