@@ -37,7 +37,7 @@ e2e: setup  ## End-to-end tests on a real Kubernetes: the one of tests/cluster, 
 	@hack/e2e
 
 .PHONY: e2e-recovery
-e2e-recovery: setup  ## Faults on that Kubernetes: engines, trainers, pods, leases, etcd, operator; 15 minutes
+e2e-recovery: setup  ## Faults on that Kubernetes: engines, trainers, pods, leases, etcd, operator; 7 minutes once images are built
 	@hack/e2e -m recovery
 
 .PHONY: e2e-kueue
