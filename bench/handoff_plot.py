@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
+from growth import power
+
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 720, 420, 70, 30, 50
 COLOURS = ("#7a7a7a", "#1f77b4", "#d62728", "#2ca02c")
 
@@ -39,10 +41,8 @@ def draw(points: Iterable[Point]) -> str:
 
 
 def slope(points: list[Point]) -> float:
-    """Of log seconds against log bytes, by least squares: 1 is linear."""
-    xs, ys = [math.log(point.nbytes) for point in points], [math.log(point.seconds) for point in points]
-    x, y = sum(xs) / len(xs), sum(ys) / len(ys)
-    return sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / (sum((a - x) ** 2 for a in xs) or 1.0)
+    """Of log seconds against log bytes: 1 is linear."""
+    return power([point.nbytes for point in points], [point.seconds for point in points])
 
 
 class _Axes:

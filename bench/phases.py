@@ -18,11 +18,12 @@ fences, the leader's verdict, the fenced write of the next phase, and the news o
 see a key change; one watcher, with nothing to decide, changes that key again once it has counted them. That is the
 least that a broadcast and N answers at once can cost on this machine with this client: no lease, no fence, no JSON.
 
-Growth is the power of the number of members with which the medians grow, by least squares over all numbers.
+Growth is judged from each number of members to the next, and over all of them: the power with which the medians grow.
 """
 
 import argparse
 import asyncio
+import itertools
 import logging
 import math
 import multiprocessing
@@ -44,6 +45,7 @@ from typing import Any, cast
 
 import structlog
 from etcd_server import etcd_server
+from growth import power
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
@@ -349,21 +351,20 @@ def verdicts(results: Sequence[Result]) -> dict[str, bool]:
             ):
                 goal = f"barrier {name} {1e3 * value:.1f} ms with {result.members} members, under {1e3 * most:.0f} ms"
                 goals[goal] = value < most
+    for few, many in itertools.pairwise(results):
+        fold, growth = many.members / few.members, statistics.median(many.at_once) / statistics.median(few.at_once)
+        goal = f"at once p50 grows {growth:.2f} fold from {few.members} to {many.members:,} members, at most {fold:.0f}"
+        goals[goal] = growth <= fold
     if len(results) > 1:
-        for kind, of, bare in (
-            ("barrier", growth(results, "spread"), growth(results, "bare_spread")),
-            ("at once", growth(results, "at_once"), growth(results, "bare_at_once")),
+        for kind, barriers, bare in (
+            ("barrier", [result.spread for result in results], [result.bare_spread for result in results]),
+            ("at once", [result.at_once for result in results], [result.bare_at_once for result in results]),
         ):
-            goals[f"{kind} p50 grows with members to the power of {of:.2f}, at most 1 (bare: {bare:.2f})"] = of <= 1.0
+            members = [result.members for result in results]
+            grown, least = (power(members, [*map(statistics.median, each)]) for each in (barriers, bare))
+            goal = f"{kind} p50 grows with members to the power of {grown:.2f}, at most 1 (bare: {least:.2f})"
+            goals[goal] = grown <= 1.0
     return goals
-
-
-def growth(results: Sequence[Result], kind: str) -> float:
-    """The power of the number of members with which the medians of a kind of barrier grow."""
-    members = [math.log(result.members) for result in results]
-    return statistics.linear_regression(
-        members, [math.log(statistics.median(getattr(result, kind))) for result in results]
-    ).slope
 
 
 def main() -> int:
