@@ -52,8 +52,7 @@ class Attendance:
         self._run = run
         self._leadership = leadership
         self._world: World = {}
-        self.began = time.monotonic()
-        """When the phase began, in seconds of the monotonic clock: the wall clock may jump."""
+        self._began = time.monotonic()
 
     async def gather(self, replicas: int, seconds: float) -> None:
         """Wait until every member is there: those that were lost come back as new processes.
@@ -75,7 +74,11 @@ class Attendance:
         """Settle who the processes of a phase are, and when it began."""
         now = world_of(self._mirror.entries, self._keys)
         self._world = now if record.name in _NEW_WORLD else {**now, **self._world}
-        self.began = time.monotonic() - max(0.0, time.time() - record.started)
+        self._began = time.monotonic() - max(0.0, time.time() - record.started)
+
+    def now(self, record: PhaseRecord) -> float:
+        """Unix seconds, counted from the phase's start by a clock that does not jump."""
+        return record.started + time.monotonic() - self._began
 
     async def attend(self, record: PhaseRecord) -> Ended:
         """Wait until the phase ends.
@@ -127,10 +130,10 @@ class Attendance:
 
     async def _over(self, record: PhaseRecord) -> None:
         """Wait for a phase's deadline. While the replay buffer is full the job pauses: that time does not count."""
-        seconds, before = (record.deadline or math.inf) - record.started, self._run.buffer_full_seconds
+        deadline, before = record.deadline or math.inf, self._run.buffer_full_seconds
         while True:
             paused = self._run.buffer_full_seconds - before
-            if (left := self.began + seconds + paused - time.monotonic()) <= 0:
+            if (left := deadline + paused - self.now(record)) <= 0:
                 return
             await asyncio.sleep(min(left, _DAY))
 

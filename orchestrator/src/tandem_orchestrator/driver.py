@@ -117,15 +117,15 @@ class Driver:
 
     async def _take_over(self, record: PhaseRecord) -> None:
         log.info("going on where another orchestrator stopped", phase=record.name, epoch=record.epoch)
+        self._settlement.take_over(record, acks(self._mirror.entries, self._keys, record.epoch - 1))
         await self._prepare(record)
-        before = acks(self._mirror.entries, self._keys, record.epoch - 1)
-        self._settlement.take_over(record, self._attendance.began, before)
 
     async def _step(self, seen: SeenPhase) -> Next | None:
         """See a phase to its end; what follows it, or None after the last."""
         ended = await self._attendance.attend(seen.record)
         self._take_changes()
-        await self._settlement.settle(seen.record, ended, running=self._desired is DesiredState.RUNNING)
+        now, running = self._attendance.now(seen.record), self._desired is DesiredState.RUNNING
+        await self._settlement.settle(seen.record, ended, now, running=running)
         if seen.record.name is PhaseName.SUCCEEDED:
             return None
         if seen.record.name is PhaseName.SUSPENDED:
@@ -199,7 +199,7 @@ class Driver:
         if record.deadline is not None and (paused := self._run.buffer_full_seconds - before):
             record = record.model_copy(update={"deadline": record.deadline + paused})
         seen = await self._move(previous, record)
-        self._settlement.enter(record, self._attendance.began)
+        self._settlement.enter(record)
         log.info("phase", name=record.name, iteration=record.iteration, epoch=record.epoch, reason=record.reason)
         return seen
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Books what a phase brought: times, numbers, batches, checkpoints."""
 
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -32,26 +31,23 @@ class Settlement:
         self._traces = traces
         self.evaluated = False
         """Whether the final weights were evaluated."""
-        self._began = time.monotonic()
 
-    def take_over(self, record: PhaseRecord, began: float, before: Mapping[int, Ack]) -> None:
+    def take_over(self, record: PhaseRecord, before: Mapping[int, Ack]) -> None:
         """Go on with a phase that another orchestrator wrote, after one that was acked with ``before``."""
         self._ledger.begin_iteration(record.started)
         after_train = record.iteration > 0 and any("loss" in ack.measured for ack in before.values())
         if record.name in _AFTER_TRAIN and after_train:
             self._ledger.train(before)
-        self.enter(record, began)
+        self.enter(record)
 
-    def enter(self, record: PhaseRecord, began: float) -> None:
-        """A phase begins, or has begun, at ``began`` of the monotonic clock."""
+    def enter(self, record: PhaseRecord) -> None:
+        """A phase begins."""
         if record.name in (PhaseName.START, PhaseName.RECOVER, PhaseName.ROLLOUT):
             self._ledger.begin_iteration(record.started)
         self._metrics.entered(record)
-        self._began = began
 
-    async def settle(self, record: PhaseRecord, ended: Ended, *, running: bool) -> None:
-        """A phase has ended; ``running``: the user wants the job to go on."""
-        now = record.started + time.monotonic() - self._began
+    async def settle(self, record: PhaseRecord, ended: Ended, now: float, *, running: bool) -> None:
+        """A phase has ended, at ``now``; ``running``: the user wants the job to go on."""
         self._ledger.leave(record, now, ended.acks)
         lines = timeline_lines(record, ended.acks, now)
         for line in lines:
