@@ -230,12 +230,17 @@ class World:
         conditions = (found or {}).get("status", {}).get("conditions", ())
         return next((condition for condition in conditions if condition["type"] == kind), None)
 
-    async def until_condition(self, name: str, kind: str, reason: str, seconds: float = DEADLINE) -> dict[str, Any]:
+    async def until_condition(
+        self, name: str, kind: str, reason: str, seconds: float = DEADLINE, words: tuple[str, ...] = ()
+    ) -> dict[str, Any]:
+        """The condition, once it has this reason and these words: Kubernetes may word a trouble otherwise at first."""
+
         async def look() -> dict[str, Any] | None:
             found = await self.condition(name, kind)
-            return found if found and found["reason"] == reason else None
+            there = found and found["reason"] == reason and all(word in found["message"] for word in words)
+            return found if there else None
 
         try:
             return await eventually(look, seconds)
         except TimeoutError:
-            raise AssertionError(f"{name}: no {kind} with reason {reason}: {await self.job(name)}") from None
+            raise AssertionError(f"{name}: no {kind} with reason {reason} {words}: {await self.job(name)}") from None

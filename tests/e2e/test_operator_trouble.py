@@ -119,27 +119,13 @@ async def told(world: World, reason: str, words: tuple[str, ...] = ()) -> dict[s
         raise AssertionError(f"no Event {reason} with {words}: {await world.events()}") from None
 
 
-async def until_degraded(world: World, case: Case) -> dict[str, Any]:
-    """The condition with the case's reason and words: Kubernetes may word it otherwise at first."""
-
-    async def look() -> dict[str, Any] | None:
-        found = await world.condition("sums", "Degraded")
-        there = found and found["reason"] == case.reason and all(word in found["message"] for word in case.words)
-        return found if there else None
-
-    try:
-        return await eventually(look, WITHIN)
-    except TimeoutError:
-        raise AssertionError(f"no {case.reason} with {case.words}: {await world.job('sums')}") from None
-
-
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 async def test_trouble_is_a_condition_and_an_event_within_30_seconds(
     case: Case, world: World, operator: OperatorProcess
 ) -> None:
     await world.submit(**case.spec)
     await until_kubernetes_knows(world, case.sign)
-    degraded = await until_degraded(world, case)
+    degraded = await world.until_condition("sums", "Degraded", case.reason, WITHIN, case.words)
     assert degraded["status"] == "True"
     event = await told(world, case.reason, case.words)
     assert event["type"] == "Warning"

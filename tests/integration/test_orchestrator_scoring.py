@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from fake_cluster import state_of
 from math_pairs import DISAGREED, HOSTILE, RIGHT, WRONG
 from waiting import DEADLINE, reached
 
@@ -161,10 +162,7 @@ async def test_closing_leaves_no_process(user_module: Path):
 
 def alive(pid: int) -> bool:
     """Whether the process runs; one that nobody has waited for yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):  # the latter: it ended between opening and reading
-        return False
+    return state_of(pid) not in ("Z", "X")
 
 
 def test_a_worker_whose_orchestrator_is_gone_ends(tmp_path: Path):
