@@ -43,6 +43,11 @@ class EtcdProxy:
         """What the client takes for etcd."""
         return (f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}",)
 
+    @property
+    def taken(self) -> bool:
+        """Whether a client is connected."""
+        return bool(self._clients)
+
     def block(self) -> None:
         """Hold everything back, either way, without a word: a partition."""
         self._open.clear()

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,37 +25,52 @@ class EtcdServer:
     It ends by SIGTERM, which takes milliseconds: before 3.5.5 an etcd of one member may answer before it has written,
     and forget by SIGKILL what it has acknowledged (etcd's issue 14370).
 
-    With ``certificate``, a PEM file with key and chain, clients must speak TLS.
+    With ``certificate``, a PEM file with key and chain, clients must speak TLS. ``name``: among other ``founders`` of
+    one etcd, if there are any (``etcd_members``).
     """
 
-    def __init__(self, directory: Path, certificate: Path | None = None) -> None:
+    def __init__(self, directory: Path, certificate: Path | None = None, name: str = "t") -> None:
+        self.name = name
         self._directory = directory
         self._certificate = certificate
-        self._port, self._peer_port = free_port(), free_port()
+        self._port, self._peer_port, self._health_port = free_port(), free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        self.founders: Sequence[EtcdServer] = (self,)
 
     @property
     def endpoints(self) -> tuple[str, ...]:
         return (f"127.0.0.1:{self._port}",)
 
+    @property
+    def _peer(self) -> str:
+        return f"http://127.0.0.1:{self._peer_port}"
+
     def start(self) -> None:
-        client, peer = f"http://127.0.0.1:{self._port}", f"http://127.0.0.1:{self._peer_port}"
-        health, secure = client, ()
+        self.launch()
+        self.wait_until_healthy()
+
+    def launch(self) -> None:
+        """Start the process, which is healthy once most of the founders are there."""
+        client, health, secure = f"http://{self.endpoints[0]}", f"http://127.0.0.1:{self._health_port}", ()
         if self._certificate:
-            client, health = client.replace("http", "https"), f"http://127.0.0.1:{free_port()}"
-            file = str(self._certificate)
-            secure = ("--cert-file", file, "--key-file", file, "--listen-metrics-urls", health)
+            client, file = client.replace("http", "https"), str(self._certificate)
+            secure = ("--cert-file", file, "--key-file", file)
+        founders = ",".join(f"{founder.name}={founder._peer}" for founder in self.founders)
         log = (self._directory / "etcd.log").open("ab")
         self._process = subprocess.Popen(
             [
-                *(str(BINARY), "--name", "t", "--data-dir", str(self._directory / "data"), "--unsafe-no-fsync"),
-                *("--listen-client-urls", client, "--advertise-client-urls", client),
-                *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"t={peer}"),
-                *secure,
+                *(str(BINARY), "--name", self.name, "--data-dir", str(self._directory / "data"), "--unsafe-no-fsync"),
+                *("--listen-client-urls", client, "--advertise-client-urls", client, "--listen-metrics-urls", health),
+                *("--listen-peer-urls", self._peer, "--initial-advertise-peer-urls", self._peer),
+                *("--initial-cluster", founders, *secure),
             ],
             stdout=log,
             stderr=log,
         )
+
+    def wait_until_healthy(self) -> None:
+        assert self._process is not None
+        health = f"http://127.0.0.1:{self._health_port}"
         until(partial(_healthy, health, self._process), 3 * DEADLINE, f"the health of etcd at {health}")
 
     def stop(self) -> None:
@@ -68,6 +83,12 @@ class EtcdServer:
                 self._process.kill()
                 self._process.wait()
             self._process = None
+
+    def kill(self) -> None:
+        """End it in the middle of whatever it does; for a member among others, which have what it acknowledged."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
 
     def freeze(self) -> None:
         assert self._process is not None

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 
 import pytest
+from etcd_proxy import EtcdProxy
 from etcd_server import EtcdServer, etcd_server
 from waiting import DEADLINE as SOON
 
@@ -21,6 +22,7 @@ from tandem_phases.store import Store, Unchanged
 KEYS = JobKeys("default", "job", "uid-1")
 TTL = 60.0
 SHORT_TTL = 8.0
+JOBS_TTL = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +160,23 @@ async def test_a_lease_counts_as_lost_once_its_time_has_passed_without_etcd(stor
         await asyncio.wait_for(membership.lease.lost.wait(), SOON)
     finally:
         etcd.thaw()
+
+
+async def test_a_lease_and_a_mirror_outlive_a_member_of_etcd_that_hangs(
+    etcd: EtcdServer, store: Store, stack: AsyncExitStack
+) -> None:
+    ways = [await stack.enter_async_context(EtcdProxy(etcd.endpoints[0])) for _ in range(3)]
+    client = await stack.enter_async_context(Store(tuple(way.endpoints[0] for way in ways)))
+    membership = await join(client, KEYS, member(3), JOBS_TTL)
+    mirror = await stack.enter_async_context(Mirror(client, KEYS.prefix))
+    (taken,) = (way for way in ways if way.taken)
+    taken.block()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(membership.lease.lost.wait(), 1.5 * JOBS_TTL)
+    await store.put(KEYS.progress, "news")
+    await mirror.until(lambda entries: KEYS.progress in entries or None, SOON)
+    assert 3 in members(mirror.entries, KEYS)
+    await membership.lease.revoke()
 
 
 async def test_a_mirror_catches_up_after_etcd_was_killed_and_came_back(

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import ssl
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -136,6 +137,8 @@ class Accounts:
             raise TryAgain(f"etcd's gateway did not answer: {error or 'timeout'}") from error
         message = str(answer.get("error", "")) or str(answer.get("message", ""))
         if response.status >= 400 and not any(text in message for text in fine):
+            # A member that hears no leader says 503: another one may.
+            self._attempt += response.status == HTTPStatus.SERVICE_UNAVAILABLE
             raise AccountError(f"etcd refused auth/{call}: {message}")
         return answer
 

@@ -3,6 +3,7 @@
 
 import asyncio
 import itertools
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -25,6 +26,9 @@ from tandem_phases.secure import SecureClient
 log = structlog.get_logger()
 
 REQUEST_TIMEOUT = 5.0
+"""Seconds of a request to the only endpoint."""
+FAILOVER_TIMEOUT = 2.0
+"""Where there is another endpoint to ask: a lease must outlive a member of etcd that hangs, and the next one too."""
 COMMIT_ATTEMPTS = 3
 _GRPC_OPTIONS = {
     # etcd closes the connection of a client that pings more often than every 5 s, as two late pings may seem to.
@@ -37,9 +41,12 @@ _GRPC_OPTIONS = {
     # A new client must try at once, not wait out the back-off of the one it replaces.
     "grpc.use_local_subchannel_pool": 1,
 }
+_REQUIRE_LEADER = ("hasleader", "true")
+"""With this, a member of etcd that hears no leader ends a watch, which else would wait for news that cannot come."""
 _BROKEN = (
     etcd_errors.UnauthenticatedError,
     etcd_errors.ConnectionFailedError,
+    etcd_errors.ConnectionTimeoutError,
     rpc.AioRpcError,
     TimeoutError,
 )
@@ -109,17 +116,20 @@ class Lease:
         self._renewing = asyncio.create_task(self._renew(), name="etcd lease renewal")
 
     async def _renew(self) -> None:
+        pause = self._ttl / 4
         while time.monotonic() - self._renewed < self._ttl:
-            await asyncio.sleep(self._ttl / 4)
+            await asyncio.sleep(pause)
             asked = time.monotonic()
             try:
                 remaining = await self._store.renew(self.id)
             except TryAgain as error:
                 log.warning("etcd did not renew the lease", error=str(error))
+                # Soon, for another member of etcd may answer where this one hangs, and there is time for one more try.
+                pause = self._ttl / 20
                 continue
             if remaining <= 0:
                 break
-            self._renewed = asked
+            self._renewed, pause = asked, self._ttl / 4
         self.lost.set()
 
     async def revoke(self) -> None:
@@ -133,7 +143,8 @@ class Store:
     """A connection to etcd.
 
     Every call raises :class:`TryAgain` when etcd cannot be reached in time; the next call connects again, to the
-    next endpoint. With ``authorities``, a PEM file, over TLS. Use as ``async with Store(endpoints) as store``.
+    next endpoint. The first one is any of them: so etcd's members share the clients. With ``authorities``, a PEM
+    file, over TLS. Use as ``async with Store(endpoints) as store``.
     """
 
     def __init__(
@@ -141,14 +152,14 @@ class Store:
         endpoints: tuple[str, ...],
         username: str | None = None,
         password: str | None = None,
-        timeout: float = REQUEST_TIMEOUT,
+        timeout: float | None = None,
         authorities: Path | None = None,
     ) -> None:
         self._endpoints = endpoints
         self._authorities = authorities
         self._credentials = {"username": username, "password": password} if username else {}
-        self._timeout = timeout
-        self._attempt = 0
+        self._timeout = timeout or (REQUEST_TIMEOUT if len(endpoints) == 1 else FAILOVER_TIMEOUT)
+        self._attempt = random.randrange(len(endpoints))
         self._client: aetcd.Client | None = None
 
     async def __aenter__(self) -> Self:
@@ -180,6 +191,7 @@ class Store:
         client = self._client
         if client is not None and client is failed:
             self._client = None
+            self._attempt += 1
             try:
                 async with asyncio.timeout(self._timeout):
                     await client.close()
@@ -193,7 +205,6 @@ class Store:
                 await client.connect()
                 return await operation(client)
         except (etcd_errors.ClientError, rpc.AioRpcError, TimeoutError) as error:
-            self._attempt += 1
             if isinstance(error, _BROKEN):
                 await self._disconnect(client)
             raise TryAgain(f"etcd did not answer: {error or type(error).__name__}") from error
@@ -302,7 +313,8 @@ class Store:
         async def begin(client: aetcd.Client) -> tuple[aetcd.Client, Any]:
             # A stream of our own: who waits on the one that the client library shares out is not told of its end, if
             # it is closed while the watch is being made.
-            call = rpc.WatchStub(client.channel).Watch(metadata=client.metadata)
+            metadata = (*(client.metadata or ()), _REQUIRE_LEADER)
+            call = rpc.WatchStub(client.channel).Watch(metadata=metadata)
             key = prefix.encode()
             wanted = rpc.WatchCreateRequest(key=key, range_end=prefix_range_end(key), start_revision=after + 1)
             await call.write(rpc.WatchRequest(create_request=wanted))
