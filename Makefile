@@ -37,7 +37,7 @@ e2e: setup  ## End-to-end tests on a real Kubernetes: the one of tests/cluster, 
 	@hack/e2e
 
 .PHONY: e2e-recovery
-e2e-recovery: setup  ## Faults on that Kubernetes: engines, trainers, pods, leases, etcd, operator; 7 minutes once images are built
+e2e-recovery: setup  ## Faults on that Kubernetes: engines, trainers, pods, a node, etcd, operator; 15 minutes once images are built
 	@hack/e2e -m recovery
 
 .PHONY: e2e-kueue
@@ -49,7 +49,7 @@ model:  ## Check the model of the phase protocol, and that the checker finds eac
 	@tests/model/check
 
 .PHONY: cluster-up
-cluster-up: setup  ## Start the single-node Kubernetes of tests/cluster
+cluster-up: setup  ## Start the Kubernetes of tests/cluster
 	@$(PY)/python tests/cluster/cluster.py up
 
 .PHONY: cluster-down

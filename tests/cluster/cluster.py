@@ -19,7 +19,7 @@ from tandem_cluster.lifecycle import Cluster
 
 DEFAULT_STATE = Path(__file__).resolve().parents[2] / "build" / "cluster"
 console = Console(stderr=True, highlight=False)
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="A single-node Kubernetes for the tests.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="A Kubernetes for the tests.")
 StateOption = Annotated[Path, typer.Option(help="Folder of everything that belongs to the cluster.")]
 
 
@@ -72,14 +72,26 @@ def load(
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Put the images of an archive into the cluster."""
-    for line in import_archive(Cluster(state.resolve()).layout, archive):
+    for line in import_archive(Cluster(state.resolve()).layout.node, archive):
         console.print(line)
+
+
+@app.command()
+def join(state: StateOption = DEFAULT_STATE) -> None:
+    """Add a second node, with the images of the first. Harmless when it is there."""
+    Cluster(state.resolve()).join(step)
+
+
+@app.command()
+def lose(state: StateOption = DEFAULT_STATE) -> None:
+    """Cut the second node's power: everything on it ends at once and unheard, and nothing of its disk is left."""
+    Cluster(state.resolve()).lose(step)
 
 
 @app.command()
 def blobs(state: StateOption = DEFAULT_STATE) -> None:
     """List the digests of what the cluster's image store holds: layers that need not be loaded again."""
-    print("\n".join(sorted(stored_blobs(Cluster(state.resolve()).layout))))
+    print("\n".join(sorted(stored_blobs(Cluster(state.resolve()).layout.node))))
 
 
 if __name__ == "__main__":

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A single-node Kubernetes for the tests, made of processes of this machine. ../README.md says how to use it."""
+"""A Kubernetes for the tests, made of processes of this machine. ../README.md says how to use it."""

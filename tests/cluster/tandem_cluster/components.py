@@ -16,9 +16,9 @@ from tandem_cluster.layout import (
     ETCD_CLIENT,
     ETCD_PEER,
     GATEWAY,
-    NODE,
     SERVICE_NETWORK,
     Layout,
+    Node,
 )
 
 # Gang scheduling (scheduling.k8s.io) is alpha: the API server, the controllers and the scheduler must agree on it.
@@ -43,10 +43,15 @@ def kubectl(layout: Layout, *arguments: str, stdin: str = "") -> subprocess.Comp
     return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
 
 
-def ctr(layout: Layout, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+def ctr(node: Node, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Runs containerd's own client in the namespace of the kubelet's images and containers."""
-    command = [f"{layout.bin}/ctr", "--address", str(layout.containerd_socket), "--namespace", "k8s.io", *arguments]
-    return subprocess.run(command, capture_output=True, check=False)
+    return subprocess.run(ctr_command(node, *arguments), capture_output=True, check=False)
+
+
+def ctr_command(node: Node, *arguments: str) -> list[str]:
+    """For whoever needs its input or output as a stream."""
+    address = ("--address", str(node.containerd_socket))
+    return [f"{node.state}/bin/ctr", *address, "--namespace", "k8s.io", *arguments]
 
 
 def _get(url: str, context: ssl.SSLContext | None = None, token: str = "") -> bool:
@@ -139,35 +144,33 @@ def _scheduler(layout: Layout) -> Component:
     return Component("kube-scheduler", command, lambda: _get("https://127.0.0.1:10259/readyz", context))
 
 
-def _containerd(layout: Layout) -> Component:
-    command = [f"{layout.bin}/containerd", "--config", f"{layout.configuration}/containerd.toml"]
+def _containerd(layout: Layout, node: Node) -> Component:
+    name = f"containerd{node.suffix}"
+    command = [f"{layout.bin}/containerd", "--config", f"{layout.configuration}/{name}.toml"]
 
     def ready() -> bool:
-        return ctr(layout, "version").returncode == 0
+        return ctr(node, "version").returncode == 0
 
     # containerd finds its shim by name.
-    return Component("containerd", command, ready, environment={"PATH": f"{layout.bin}:/usr/sbin:/usr/bin:/sbin:/bin"})
+    return Component(name, command, ready, environment={"PATH": f"{layout.bin}:/usr/sbin:/usr/bin:/sbin:/bin"})
 
 
-def _kubelet(layout: Layout) -> Component:
+def _kubelet(layout: Layout, node: Node) -> Component:
+    name = f"kubelet{node.suffix}"
     command = [
         f"{layout.bin}/kubelet",
-        f"--config={layout.configuration}/kubelet.json",
-        f"--hostname-override={NODE}",
-        f"--kubeconfig={layout.component_kubeconfig('kubelet')}",
+        f"--config={layout.configuration}/{name}.json",
+        f"--hostname-override={node.name}",
+        f"--kubeconfig={layout.component_kubeconfig(name)}",
         f"--node-ip={GATEWAY}",
-        f"--root-dir={layout.kubelet}",
+        f"--root-dir={node.kubelet}",
     ]
 
     def ready() -> bool:
-        return (
-            "True"
-            in kubectl(
-                layout, "get", "node", NODE, "-o", "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
-            ).stdout
-        )
+        path = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
+        return kubectl(layout, "get", "node", node.name, "-o", path).stdout == "True"
 
-    return Component("kubelet", command, ready)
+    return Component(name, command, ready)
 
 
 def _proxy(layout: Layout) -> Component:
@@ -200,8 +203,8 @@ def _dra_driver(layout: Layout, devices: int) -> Component:
         f"--cdi-dir={layout.cdi}",
         f"--devices={devices}",
         f"--kubeconfig={layout.component_kubeconfig('admin')}",
-        f"--kubelet-root={layout.kubelet}",
-        f"--node-name={NODE}",
+        f"--kubelet-root={layout.node.kubelet}",
+        f"--node-name={layout.node.name}",
     ]
 
     def ready() -> bool:
@@ -221,12 +224,16 @@ def controllers(layout: Layout) -> list[Component]:
     return [_controller_manager(layout)]
 
 
-def node(layout: Layout, devices: int) -> list[Component]:
-    """The rest. `devices` is how many the fake driver publishes."""
+def of_node(layout: Layout, node: Node) -> list[Component]:
+    """What each node has of its own."""
+    return [_containerd(layout, node), _kubelet(layout, node)]
+
+
+def with_node(layout: Layout, devices: int) -> list[Component]:
+    """The rest: the first node, and what only a cluster with nodes needs. The fake driver publishes `devices`."""
     return [
         _scheduler(layout),
-        _containerd(layout),
-        _kubelet(layout),
+        *of_node(layout, layout.node),
         _proxy(layout),
         _coredns(layout),
         _volumes(layout),

@@ -8,7 +8,7 @@ import subprocess
 from typing import Any
 
 from tandem_cluster.errors import ClusterError
-from tandem_cluster.layout import API_SERVER, BRIDGE, GATEWAY, IDENTITIES, NODE, PAUSE_IMAGE, POD_NETWORK, Layout
+from tandem_cluster.layout import API_SERVER, BRIDGE, GATEWAY, IDENTITIES, NODE, PAUSE_IMAGE, POD_NETWORK, Layout, Node
 
 
 def _openssl(*arguments: str) -> None:
@@ -26,7 +26,7 @@ def _write_keys(layout: Layout) -> None:
     _openssl("req", "-x509", *curve, "-subj", "/O=system:masters/CN=kube-apiserver-kubelet-client", *client)
 
 
-def _kubelet(layout: Layout) -> dict[str, Any]:
+def _kubelet(layout: Layout, node: Node) -> dict[str, Any]:
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -38,19 +38,23 @@ def _kubelet(layout: Layout) -> dict[str, Any]:
         },
         "authorization": {"mode": "Webhook"},
         "cgroupDriver": "cgroupfs",
+        # Each kubelet ends what it does not know below its own.
+        "cgroupRoot": f"/{node.cgroup}",
         "clusterDNS": [GATEWAY],
         "clusterDomain": "cluster.local",
         "configMapAndSecretChangeDetectionStrategy": "Watch",
-        "containerRuntimeEndpoint": f"unix://{layout.containerd_socket}",
+        "containerRuntimeEndpoint": f"unix://{node.containerd_socket}",
         # A disk that is nearly full is the machine's ordinary state, and images cannot be pulled again.
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
         "failCgroupV1": False,
         "failSwapOn": False,
+        "healthzPort": node.health_port,
         "makeIPTablesUtilChains": False,
         "maxPods": 250,
-        "podLogsDir": f"{layout.state}/pod-logs",
+        "podLogsDir": str(node.pod_logs),
+        "port": node.kubelet_port,
         "resolvConf": f"{layout.configuration}/resolv.conf",
         "serializeImagePulls": False,
     }
@@ -100,19 +104,19 @@ def _network(layout: Layout) -> dict[str, Any]:
     return {"cniVersion": "1.0.0", "name": "tandem", "plugins": [bridge]}
 
 
-def _containerd(layout: Layout) -> str:
+def _containerd(layout: Layout, node: Node) -> str:
     # Without CAP_SYS_RESOURCE nobody may lower an OOM score: restrict_oom_score_adj keeps runc from trying.
     return f"""\
 version = 3
-root = "{layout.containerd}"
-state = "{layout.containerd_run}"
+root = "{node.containerd}"
+state = "{node.containerd_run}"
 disabled_plugins = ["io.containerd.nri.v1.nri"]
 
 [grpc]
-address = "{layout.containerd_socket}"
+address = "{node.containerd_socket}"
 
 [plugins."io.containerd.internal.v1.opt"]
-path = "{layout.containerd}/opt"
+path = "{node.containerd}/opt"
 
 [plugins."io.containerd.cri.v1.images".pinned_images]
 sandbox = "{PAUSE_IMAGE}"
@@ -149,8 +153,9 @@ def write_configuration(layout: Layout) -> None:
     layout.write_tokens()
     _write_keys(layout)
     (layout.configuration / "cni" / "10-tandem.conflist").write_text(json.dumps(_network(layout)))
-    (layout.configuration / "containerd.toml").write_text(_containerd(layout))
-    (layout.configuration / "kubelet.json").write_text(json.dumps(_kubelet(layout)))
+    for node in layout.nodes:
+        (layout.configuration / f"containerd{node.suffix}.toml").write_text(_containerd(layout, node))
+        (layout.configuration / f"kubelet{node.suffix}.json").write_text(json.dumps(_kubelet(layout, node)))
     (layout.configuration / "proxy.json").write_text(json.dumps(_proxy(layout)))
     (layout.configuration / "Corefile").write_text(_corefile(layout))
     (layout.configuration / "resolv.conf").write_text("")

@@ -10,6 +10,7 @@ POD_NETWORK = "10.88.0.0/16"
 SERVICE_NETWORK = "10.96.0.0/16"
 BRIDGE = "cni0"
 NODE = "node"
+SECOND_NODE = "node-2"
 API_SERVER = f"https://{GATEWAY}:6443"
 ETCD_CLIENT = "http://127.0.0.1:12379"
 ETCD_PEER = "http://127.0.0.1:12380"
@@ -20,11 +21,48 @@ IDENTITIES = {
     "controller-manager": ("system:kube-controller-manager", ""),
     "scheduler": ("system:kube-scheduler", ""),
     "kubelet": (f"system:node:{NODE}", "system:nodes"),
+    "kubelet-2": (f"system:node:{SECOND_NODE}", "system:nodes"),
     "proxy": ("system:kube-proxy", ""),
 }
 # Linux keeps the path of a Unix socket in 108 bytes.
 _LONGEST_SOCKET = "kubelet/plugins_registry/fake.tandem-rl.dev-reg.sock"
 LONGEST_STATE = 107 - len(_LONGEST_SOCKET) - 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """One kubelet and its containerd, under `state`. What they have of their own is told apart by `suffix`.
+
+    `cgroup`: where its pods' control groups begin, in every hierarchy; empty for the top.
+    """
+
+    state: Path
+    name: str
+    suffix: str = ""
+    kubelet_port: int = 10250
+    health_port: int = 10248
+    cgroup: str = ""
+
+    @property
+    def kubelet(self) -> Path:
+        return self.state / f"kubelet{self.suffix}"
+
+    @property
+    def pod_logs(self) -> Path:
+        return self.state / f"pod-logs{self.suffix}"
+
+    @property
+    def containerd(self) -> Path:
+        """Images, and what containers have written."""
+        return self.state / f"containerd{self.suffix}"
+
+    @property
+    def containerd_run(self) -> Path:
+        return self.state / f"run{self.suffix}"
+
+    @property
+    def containerd_socket(self) -> Path:
+        return self.containerd_run / "containerd.sock"
 
 
 @dataclass(frozen=True)
@@ -52,8 +90,18 @@ class Layout:
         return self.state / "processes"
 
     @property
-    def kubelet(self) -> Path:
-        return self.state / "kubelet"
+    def node(self) -> Node:
+        """The node that every cluster has. Its images are the one part that outlives `down`."""
+        return Node(self.state, NODE)
+
+    @property
+    def second_node(self) -> Node:
+        """The node that may join, and be lost."""
+        return Node(self.state, SECOND_NODE, "-2", kubelet_port=11250, health_port=11248, cgroup=SECOND_NODE)
+
+    @property
+    def nodes(self) -> tuple[Node, Node]:
+        return self.node, self.second_node
 
     @property
     def volumes(self) -> Path:
@@ -62,19 +110,6 @@ class Layout:
     @property
     def etcd(self) -> Path:
         return self.state / "etcd"
-
-    @property
-    def containerd(self) -> Path:
-        """Images: the one part that outlives `down`."""
-        return self.state / "containerd"
-
-    @property
-    def containerd_run(self) -> Path:
-        return self.state / "run"
-
-    @property
-    def containerd_socket(self) -> Path:
-        return self.containerd_run / "containerd.sock"
 
     @property
     def cdi(self) -> Path:

@@ -2,28 +2,26 @@
 """Brings the cluster up and takes it down again, whatever an earlier run left behind."""
 
 import contextlib
-import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from tandem_cluster import components
+from tandem_cluster import components, remains
 from tandem_cluster.binaries import build_binaries
-from tandem_cluster.components import Component, ctr, kubectl
+from tandem_cluster.components import Component, kubectl
 from tandem_cluster.configuration import write_configuration, write_kubeconfigs
 from tandem_cluster.errors import ClusterError
-from tandem_cluster.images import import_pause
-from tandem_cluster.layout import LONGEST_STATE, Layout
+from tandem_cluster.images import copy_images, import_pause
+from tandem_cluster.layout import LONGEST_STATE, Layout, Node
 from tandem_cluster.network import create_bridge, remove_network
-from tandem_cluster.processes import Process, ProcessTable, wait_until
+from tandem_cluster.processes import Process, ProcessTable
 
 PACKAGES = ("conntrack", "containernetworking-plugins", "iproute2", "nftables", "openssl", "runc")
 INSTALL = Path(__file__).resolve().parents[3] / "hack" / "debian-packages"
-CGROUPS = Path("/sys/fs/cgroup")
 Step = Callable[[str], contextlib.AbstractContextManager[object]]
 """Announces a step of the work to the person who waits for it, and its end."""
 
@@ -49,9 +47,9 @@ class Cluster:
     def running(self) -> bool:
         """Whether every process of a complete start is alive."""
         processes = self.processes()
-        makers = (components.store, components.controllers, lambda layout: components.node(layout, 0))
-        expected = sum(len(make(self.layout)) for make in makers)
-        return len(processes) == expected and all(process.running for process in processes)
+        makers = (components.store, components.controllers, lambda layout: components.with_node(layout, 0))
+        expected = {component.name for make in makers for component in make(self.layout)}
+        return expected <= {found.name for found in processes} and all(found.running for found in processes)
 
     def up(self, step: Step, devices: int, *, nodes: bool = True) -> None:
         """Starts every component, each when the one before it is ready. Raises ClusterError with the log's end.
@@ -71,11 +69,11 @@ class Cluster:
         for component in components.store(self.layout):
             self._start(component, step)
         write_kubeconfigs(self.layout)
-        rest = components.node(self.layout, devices) if nodes else []
+        rest = components.with_node(self.layout, devices) if nodes else []
         for component in components.controllers(self.layout) + rest:
             self._start(component, step)
             if component.name == "containerd":
-                import_pause(self.layout)
+                import_pause(self.layout.node)
         with step("StorageClass and DeviceClass"):
             self._apply_objects()
 
@@ -97,62 +95,66 @@ class Cluster:
         if result.returncode != 0:
             raise ClusterError(f"kubectl apply failed: {result.stderr.strip()}")
 
+    def join(self, step: Step) -> None:
+        """Adds the second node. Raises ClusterError when the cluster is not up."""
+        if not self.running():
+            raise ClusterError("the cluster is not up: start it with `cluster.py up`")
+        node = self.layout.second_node
+        if self._processes_of(node):
+            return
+        remains.create_cgroups(node)
+        containerd, kubelet = components.of_node(self.layout, node)
+        self._start(containerd, step)
+        with step("copying images"):
+            copy_images(self.layout.node, node)
+        self._start(kubelet, step)
+
+    def lose(self, step: Step) -> None:
+        """Cuts the second node's power. What Kubernetes knows of it stays. Harmless when it is not there."""
+        node = self.layout.second_node
+        with step("cutting the power"):
+            remains.cut_network(node)
+            self._table.stop(self._processes_of(node), by=signal.SIGKILL)
+            remains.kill_shims(node)
+            remains.kill_pods(node)
+        for directory in (node.containerd_run, node.kubelet, node.containerd, node.pod_logs):
+            remains.unmount_below(directory)
+            if directory.exists():
+                shutil.rmtree(directory)
+        remains.remove_cgroups(node)
+
+    def _processes_of(self, node: Node) -> list[Process]:
+        names = [component.name for component in components.of_node(self.layout, node)]
+        return [process for process in self.processes() if process.name in names]
+
     def down(self, step: Step, *, purge: bool = False) -> None:
         """Ends the cluster and everything that ran in it; keeps images and logs unless `purge`."""
+        node, second = self.layout.nodes
+        if self._processes_of(second) or remains.cgroups(second):
+            self.lose(step)
         processes = self.processes()
         containerd = [process for process in processes if process.name == "containerd"]
         if processes:
             with step("stopping components"):
                 self._table.stop([process for process in processes if process not in containerd])
-        if containerd or _kubelet_cgroups():
+        if containerd or remains.cgroups(node):
             with step("removing pods"):
-                self._kill_pods()
+                remains.kill_pods(node)
                 if any(process.running for process in containerd):
-                    self._remove_containers()
+                    remains.remove_containers(node)
                 self._table.stop(containerd)
-                self._kill_shims()
+                remains.kill_shims(node)
         self._clean(purge)
 
-    def _kill_pods(self) -> None:
-        def all_gone() -> bool:
-            alive = [pid for cgroup in _kubelet_cgroups() for pid in _members(cgroup)]
-            for pid in alive:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            return not alive
-
-        wait_until(all_gone, 30, lambda: f"processes of pods do not end: see cgroup.procs below {_kubelet_cgroups()}")
-
-    def _remove_containers(self) -> None:
-        """Forgets the containers, so that the next start finds images and nothing else."""
-
-        def none_left() -> bool:
-            for kind, options in (("tasks", ["--force"]), ("containers", []), ("sandboxes", ["--force"])):
-                table = ctr(self.layout, kind, "list").stdout.decode()
-                if names := [row.split()[0] for row in table.splitlines()[1:] if row.strip()]:
-                    ctr(self.layout, kind, "remove", *options, *names)
-            return not ctr(self.layout, "containers", "list", "--quiet").stdout.strip()
-
-        wait_until(none_left, 60, lambda: "containerd does not forget its containers: see its log")
-
-    def _kill_shims(self) -> None:
-        socket = str(self.layout.containerd_socket).encode()
-        for command in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                words = command.read_bytes().split(b"\0")
-                if words[0].endswith(b"containerd-shim-runc-v2") and socket in words:
-                    os.kill(int(command.parent.name), signal.SIGKILL)
-
     def _clean(self, purge: bool) -> None:
-        for mount in _mounts_below(self.layout.state):
-            subprocess.run(["umount", "--lazy", mount], check=True)
-        for cgroup in _kubelet_cgroups():
-            _remove(cgroup)
+        remains.unmount_below(self.layout.state)
+        for node in self.layout.nodes:
+            remains.remove_cgroups(node)
         if shutil.which("nft") and shutil.which("ip"):
             remove_network()
         if not self.layout.state.exists():
             return
-        keep = set() if purge else {self.layout.containerd, self.layout.logs}
+        keep = set() if purge else {self.layout.node.containerd, self.layout.logs}
         for entry in self.layout.state.iterdir():
             if entry in keep:
                 continue
@@ -166,37 +168,3 @@ def _install_packages() -> None:
     result = subprocess.run([INSTALL, *PACKAGES], capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise ClusterError(f"cannot install Debian packages: {result.stderr.strip()}")
-
-
-def _kubelet_cgroups() -> list[Path]:
-    """The control groups of pods, in every hierarchy, children before their parents."""
-    tops = [*CGROUPS.glob("*/kubepods"), *CGROUPS.glob("kubepods")]
-    return [Path(found) for top in tops for found, _, _ in os.walk(top, topdown=False)]
-
-
-def _members(cgroup: Path) -> Iterator[int]:
-    with contextlib.suppress(FileNotFoundError):
-        yield from (int(line) for line in (cgroup / "cgroup.procs").read_text().split())
-
-
-def _remove(cgroup: Path) -> None:
-    """Remove a control group; one whose last process has just ended may be busy for a moment."""
-
-    def gone() -> bool:
-        try:
-            cgroup.rmdir()
-        except FileNotFoundError:
-            return True
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            return False
-        return True
-
-    wait_until(gone, 30, lambda: f"{cgroup} stays busy although no process is in it")
-
-
-def _mounts_below(directory: Path) -> list[str]:
-    """Mount points below a directory, the innermost first."""
-    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return [point for point in reversed(points) if Path(point).is_relative_to(directory)]

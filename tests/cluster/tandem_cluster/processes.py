@@ -117,10 +117,10 @@ class ProcessTable:
             lambda: f"{process.name} is not ready after {seconds:g} s. The end of {process.log}:\n{process.log_end()}",
         )
 
-    def stop(self, processes: Sequence[Process]) -> None:
+    def stop(self, processes: Sequence[Process], by: signal.Signals = signal.SIGTERM) -> None:
         """Stops all of them at once, and forgets each when it is gone."""
         for process in processes:
-            process.signal(signal.SIGTERM)
+            process.signal(by)
         for process in processes:
             process.stop()
             (self._directory / f"{process.name}.json").unlink()
