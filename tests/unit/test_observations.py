@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tandem_api.labels import JOB_LABEL
+from tandem_api.labels import COMPONENT_LABEL, HYBRID, JOB_LABEL
 from tandem_operator.observations import Observations
 
 KEY = "research", "sums"
@@ -67,3 +67,14 @@ def test_a_summary_is_told_where_nothing_better_is_known_and_gives_way_to_the_ca
     assert messages(seen) == [SUMMARY]
     seen.warned(warning(CAUSE))
     assert messages(seen) == [CAUSE]
+
+
+def test_a_node_that_is_not_heard_of_is_no_failure_of_the_job(seen: Observations) -> None:
+    metadata = {"namespace": KEY[0], "name": POD, "labels": {JOB_LABEL: KEY[1], COMPONENT_LABEL: HYBRID}}
+    conditions = [{"type": "ContainersReady", "status": "True"}, {"type": "Ready", "status": "False"}]
+    seen.pod_changed({"metadata": metadata, "spec": {"nodeName": "gpu-7"}, "status": {"conditions": conditions}})
+    assert seen.of(KEY).disruption == "NodeLost"
+    seen.pod_gone({"metadata": metadata})
+    assert seen.of(KEY).disruption == "NodeLost"
+    seen.booked(KEY)
+    assert seen.of(KEY).disruption is None

@@ -21,6 +21,7 @@ def pending(*containers: Container, **fields: Any) -> Observed:
     return Observed(pods=(stuck,), workloads=workloads())
 
 
+LOST = [POD, "gpu-7", "when the node is back", "kubectl delete node gpu-7", "out-of-service"]
 CASES = [
     (
         pending(
@@ -96,6 +97,9 @@ CASES = [
         "PodsRefused",
         ["sums-hybrid", "exceeded quota: gpus"],
     ),
+    (running(pods=(hybrid_pod(ready=False, unheard=True, node="gpu-7"),)), "NodeLost", LOST),
+    (running(pods=(hybrid_pod(unheard=True, deleting=True, gone_by=NOW + 30, node="gpu-7"),)), "NodeLost", LOST),
+    (running(pods=(hybrid_pod(deleting=True, gone_by=NOW - 60, node="gpu-7"),)), "NodeLost", LOST),
     (running(etcd_error="connection refused"), "EtcdUnreachable", ["connection refused", "keeps its work"]),
     (running(progress=Progress(error="nothing can be trained on")), "OrchestratorProblem", ["nothing can be"]),
     (running(progress=Progress(buffer_full=True)), "BufferFull", ["the job waits for room"]),
@@ -193,6 +197,58 @@ def test_a_job_says_what_placed_its_pods_together_or_that_nothing_did(
     (scheduled,) = [found for found in status.conditions if found.type is ConditionType.SCHEDULED]
     assert (scheduled.status, scheduled.reason) == ("True", reason)
     assert words in scheduled.message
+
+
+def test_a_lost_node_shows_in_the_scheduled_condition_once_its_pod_is_to_go() -> None:
+    def scheduled(**fields: Any) -> tuple[str, str]:
+        status = decide(rljob(), running(pods=(hybrid_pod(ready=False, unheard=True, node="n", **fields),)), NOW).status
+        (found,) = [found for found in status.conditions if found.type is ConditionType.SCHEDULED]
+        return found.status, found.reason
+
+    assert scheduled() == ("True", "Placed")
+    assert scheduled(deleting=True, gone_by=NOW + 30) == ("False", "NodeLost")
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [{"gone_by": NOW - 59}, {"gone_by": NOW - 60, "phase": "Failed"}, {"gone_by": NOW - 60, "node": ""}],
+    ids=["in time", "has ended", "was never placed"],
+)
+def test_a_pod_that_ends_as_it_should_is_on_no_lost_node(ending: dict[str, Any]) -> None:
+    leaving = hybrid_pod(**{"deleting": True, "ready": False, "node": "gpu-7"} | ending)
+    decision = decide(rljob(), running(pods=(leaving,)), NOW)
+    assert next(one.status for one in decision.status.conditions if one.type is ConditionType.DEGRADED) == "False"
+
+
+def test_a_pod_that_is_to_go_is_looked_at_again_when_it_should_long_be_gone() -> None:
+    leaving = hybrid_pod(deleting=True, gone_by=NOW + 30, node="gpu-7")
+    assert decide(rljob(), running(pods=(leaving,)), NOW).look_again == NOW + 90
+
+
+CONDITIONS = {"PodScheduled": "True", "ContainersReady": "True", "Ready": "False"}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "gates", "unheard"),
+    [
+        (CONDITIONS, [], True),
+        (CONDITIONS | {"ContainersReady": "False"}, [], False),
+        (CONDITIONS | {"Ready": "True"}, [], False),
+        (CONDITIONS, [{"conditionType": "example.com/in-the-load-balancer"}], False),
+        ({}, [], False),
+    ],
+    ids=["marked by the controller of nodes", "a container is not ready", "ready", "a gate is shut", "new"],
+)
+def test_a_pod_that_is_not_ready_though_its_containers_are_is_on_a_node_that_is_not_heard_of(
+    conditions: dict[str, str], gates: list[dict[str, str]], unheard: bool
+) -> None:
+    raw = {
+        "metadata": {"name": POD, "namespace": "team"},
+        "spec": {"nodeName": "gpu-7", "readinessGates": gates},
+        "status": {"conditions": [{"type": kind, "status": status} for kind, status in conditions.items()]},
+    }
+    found = pod(raw)
+    assert (found.node, found.unheard) == ("gpu-7", unheard)
 
 
 KILLED_AND_PREEMPTED = {

@@ -89,6 +89,8 @@ class Observations:
     def _note_disruption(self, key: Key, pod: Pod) -> None:
         if pod.disruption:
             self._disruptions[key] = pod.disruption
+        elif pod.unheard:
+            self._disruptions[key] = "NodeLost"
         elif pod.deleting and pod.phase == "Running" and not self._suspended(key):
             self._disruptions[key] = "Deleted"
 

@@ -40,11 +40,17 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """``disruption`` is why something outside the job takes the pod away; ``unschedulable`` the scheduler's message."""
+    """``disruption`` is why something outside the job takes the pod away; ``unschedulable`` the scheduler's message.
+
+    ``unheard``: Kubernetes hears no more from its node. ``gone_by``: Unix time by which a pod that is being deleted
+    should be gone.
+    """
 
     name: str
     component: str
     uid: str = ""
+    node: str = ""
+    unheard: bool = False
     index: int | None = None
     phase: str = "Pending"
     ready: bool = False
@@ -53,6 +59,7 @@ class Pod:
     unschedulable_since: float = 0.0
     disruption: str | None = None
     deleting: bool = False
+    gone_by: float = 0.0
     containers: tuple[Container, ...] = ()
 
     @property
@@ -114,7 +121,7 @@ class Observed:
 
 def pod(raw: dict[str, Any]) -> Pod:
     """A pod as the API server returns it."""
-    metadata, status = raw["metadata"], raw.get("status", {})
+    metadata, spec, status = raw["metadata"], raw.get("spec", {}), raw.get("status", {})
     labels = metadata.get("labels", {})
     conditions = {condition["type"]: condition for condition in status.get("conditions", ())}
     scheduling = conditions.get("PodScheduled", {})
@@ -123,6 +130,8 @@ def pod(raw: dict[str, Any]) -> Pod:
         name=metadata["name"],
         component=labels.get(COMPONENT_LABEL, ""),
         uid=metadata.get("uid", ""),
+        node=spec.get("nodeName", ""),
+        unheard=_unheard(spec, conditions),
         index=int(index) if index is not None else None,
         phase=status.get("phase", "Pending"),
         ready=conditions.get("Ready", {}).get("status") == "True",
@@ -131,10 +140,17 @@ def pod(raw: dict[str, Any]) -> Pod:
         unschedulable_since=unix(scheduling.get("lastTransitionTime")) if scheduling.get("status") == "False" else 0.0,
         disruption=_disruption(status, conditions),
         deleting=metadata.get("deletionTimestamp") is not None,
+        gone_by=unix(metadata.get("deletionTimestamp")),
         containers=tuple(
             map(_container, [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())])
         ),
     )
+
+
+def _unheard(spec: dict[str, Any], conditions: dict[str, Any]) -> bool:
+    """A kubelet takes Ready from ContainersReady; the controller of nodes sets Ready alone to False."""
+    ready, containers_ready = (conditions.get(kind, {}).get("status") for kind in ("Ready", "ContainersReady"))
+    return (ready, containers_ready) == ("False", "True") and not spec.get("readinessGates")
 
 
 def _disruption(status: dict[str, Any], conditions: dict[str, Any]) -> str | None:

@@ -86,6 +86,9 @@ def _look_again(
         for pod in observed.pods
         if pod.unschedulable and (since := pod.unschedulable_since + failures.PROVISIONING_SECONDS) > now
     ]
+    times += [
+        late for pod in observed.pods if pod.deleting and (late := pod.gone_by + failures.UNCONFIRMED_SECONDS) > now
+    ]
     told = {failure.reason for failure in failures.troubles(observed, now)}
     times += [now + seconds for reason, seconds in failures.MEMORY_SECONDS.items() if reason in told]
     return min((time for time in times if time is not None), default=None)

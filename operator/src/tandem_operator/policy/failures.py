@@ -13,6 +13,9 @@ MEMORY_SECONDS = {"OutOfMemory": 300.0, "CrashLoop": 60.0}
 PROVISIONING_SECONDS = 15.0
 """Pods of every new job wait for their volumes to be made; that is told once it takes longer than usual."""
 
+UNCONFIRMED_SECONDS = 60.0
+"""A kubelet that is this late with the end of a pod is taken for gone."""
+
 _PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"})
 _CONFIGURATION = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError"})
 _BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": (ErrImagePull: )?')
@@ -44,6 +47,8 @@ def _troubles(observed: Observed, now: float) -> Iterator[Trouble]:
         )
     yield from _of_workloads(observed)
     for pod in observed.pods:
+        if pod.unheard or _unconfirmed(pod, now):
+            yield _node_lost(pod)
         if pod.active:
             yield from _of_pod(pod, observed, now)
     if observed.progress and observed.progress.buffer_full:
@@ -57,6 +62,22 @@ def _of_workloads(observed: Observed) -> Iterator[Trouble]:
     for warning in observed.warnings:
         if warning.about in waiting and warning.reason == "FailedCreate":
             yield Trouble("PodsRefused", f"Pods of Job {warning.about} cannot be created: {warning.message}", True)
+
+
+def _unconfirmed(pod: Pod, now: float) -> bool:
+    held = pod.deleting and pod.node and pod.phase in ("Pending", "Running")
+    return bool(held) and now >= pod.gone_by + UNCONFIRMED_SECONDS
+
+
+def _node_lost(pod: Pod) -> Trouble:
+    return Trouble(
+        "NodeLost",
+        f"Node {pod.node} does not answer, and pod {pod.name} is on it. The job goes on when the node is back. If it "
+        f"is off for good, have another pod made: kubectl delete node {pod.node} (or taint it with "
+        "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute). Kubernetes waits for that, since a node that is "
+        "merely cut off may still run the pod.",
+        placement=pod.deleting,
+    )
 
 
 def _of_pod(pod: Pod, observed: Observed, now: float) -> Iterator[Trouble]:
