@@ -10,7 +10,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from tandem_api.status import Condition, JobPhase
 from tandem_cli.chaos.cluster import ClusterJob, attached_to
 from tandem_cli.chaos.injector import Injector
 from tandem_cli.chaos.place import ArmedFault, AtOnce, Seen
-from tandem_cli.chaos.plan import Component, Fault, Kind, dumped
+from tandem_cli.chaos.plan import Fault, Kind, dumped
 from tandem_cli.chaos.recovery import Recovery
 from tandem_cli.cluster.connection import Connection, Options
 from tandem_cli.cluster.errors import ClusterError
@@ -135,11 +135,16 @@ class BrokenJob:
                     yield fault, _recovery(fault, said)
 
     def kill_etcd(self, fault: Fault) -> Recovery:
-        """What came of the deletion of etcd's pod, for which an administrator's rights are needed."""
+        """What came of the deletion of etcd's pod."""
+        selector = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=etcd"
+        return self.done_to_it(fault, lambda: _kill_pods(selector))
+
+    def done_to_it(self, fault: Fault, deed: Callable[[], object]) -> Recovery:
+        """What came of a deed for which an administrator's rights are needed; to the job it is ``fault``."""
 
         async def inflicted() -> Recovery:
             async with attached_to(self._cluster, self.name) as job:
-                return await Injector(_WithEtcd(job), PATIENCE).inflict(fault)
+                return await Injector(_AnAdministrators(deed, job), PATIENCE).inflict(fault)
 
         recovery = asyncio.run(inflicted())
         until(self.look, DEADLINE, "a look at the replay buffer")
@@ -156,10 +161,11 @@ class BrokenJob:
         self._seen.batches |= now.batches
 
 
-class _WithEtcd:
-    """A job of which etcd is a part: its pod is deleted."""
+class _AnAdministrators:
+    """A job to which one thing is done, from outside of it."""
 
-    def __init__(self, job: ClusterJob) -> None:
+    def __init__(self, deed: Callable[[], object], job: ClusterJob) -> None:
+        self._deed = deed
         self._job = job
         self.until = job.until
         self.refusals = job.refusals
@@ -170,9 +176,7 @@ class _WithEtcd:
 
     @asynccontextmanager
     async def armed(self, fault: Fault) -> AsyncIterator[ArmedFault]:
-        assert (fault.kind, fault.component) == (Kind.KILL, Component.ETCD)
-        selector = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=etcd"
-        yield AtOnce(lambda: asyncio.to_thread(_kill_pods, selector))
+        yield AtOnce(lambda: asyncio.to_thread(self._deed))
 
 
 def kill_operators(phase: PhaseName) -> dict[str, Any]:

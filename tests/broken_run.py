@@ -143,14 +143,14 @@ class BrokenRun:
         assert recovery.reason is not None
         assert "it changed on the way" in recovery.reason
 
-    def recovered(self, recovery: Recovery) -> None:
-        """Note a recovery, here and in the file."""
+    def recovered(self, recovery: Recovery, **named: Any) -> None:
+        """Note a recovery, here and in the file; there by what is ``named``, where a plan has no word for it."""
         self.recoveries.append(recovery)
         lines = [json.loads(line) for line in (self.out / "timeline.jsonl").read_text().splitlines()]
         starts = [step for line in lines for step in line.get("steps", ()) if step["name"] == "engineStart"]
         begin, end = recovery.at, recovery.at + (recovery.seconds or 0.0)
         within = [step["seconds"] for step in starts if begin <= step["start"] <= end]
-        self.measured(recovery.written(), sum(within))
+        self.measured(recovery.written() | named, sum(within))
 
     def measured(self, recovery: Mapping[str, Any], engine_seconds: float = 0.0) -> None:
         """Note a recovery in a file of JSON lines from which docs/reliability.md is made.

@@ -9,7 +9,7 @@ import kopf
 import pytest
 import pytest_asyncio
 from etcd_server import EtcdServer, etcd_server
-from kubectl import CHART, KUBECONFIG, RELEASE, SYSTEM, TEST_ETCD, helm
+from kubectl import CHART, KUBECONFIG, RELEASE, SYSTEM, TEST_ETCD, helm, kubectl
 from operator_process import OperatorProcess, World
 from waiting import eventually
 
@@ -39,6 +39,17 @@ def installed() -> Iterator[None]:
     )
     yield
     helm("uninstall", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "5m", "--ignore-not-found")
+
+
+@pytest.fixture(scope="module")
+def namespace(installed: None) -> Iterator[str]:
+    """One of its own beside the installed chart; what was in it is printed at the end."""
+    name = f"recovery-{uuid.uuid4().hex[:6]}"
+    kubectl("create", "namespace", name)
+    kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    yield name
+    print(kubectl("get", "pods,rljobs,events", "-n", name, "-o", "wide"))
+    kubectl("delete", "namespace", name, "--wait=true", "--timeout=5m")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@
 ``tandem chaos run`` does them, but for those of etcd and the operator, which no job's user may touch.
 """
 
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,16 +45,6 @@ FAULTS = (
     Fault(Kind.KILL, Component.ENGINE, P.RELEASE),
 )
 pytestmark = [pytest.mark.recovery, pytest.mark.timeout((MINUTES + 15) * 60)]
-
-
-@pytest.fixture(scope="module")
-def namespace(installed: None) -> Iterator[str]:
-    name = f"recovery-{uuid.uuid4().hex[:6]}"
-    kubectl("create", "namespace", name)
-    kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
-    yield name
-    print(kubectl("get", "pods,rljobs,events", "-n", name, "-o", "wide"))
-    kubectl("delete", "namespace", name, "--wait=true", "--timeout=5m")
 
 
 @pytest.fixture(scope="module")
