@@ -187,7 +187,8 @@ class Cluster:
         path = kind.path(manifest["metadata"].get("namespace"))
         try:
             headers = {"Content-Type": "application/json", "Accept": _METADATA}
-            await self._request("POST", path, kind.name, {"fieldManager": MANAGER}, manifest, headers)
+            query = {"fieldManager": MANAGER, "fieldValidation": "Strict"}
+            await self._request("POST", path, kind.name, query, manifest, headers)
         except Refused as refusal:
             if refusal.reason == "AlreadyExists":
                 return False
