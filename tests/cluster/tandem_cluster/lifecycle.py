@@ -100,10 +100,12 @@ class Cluster:
         if not self.running():
             raise ClusterError("the cluster is not up: start it with `cluster.py up`")
         node = self.layout.second_node
-        if self._processes_of(node):
+        containerd, kubelet = parts = components.of_node(self.layout, node)
+        if len(self._processes_of(node)) == len(parts):
             return
+        # An earlier call may not have come to its end.
+        self.lose(step)
         remains.create_cgroups(node)
-        containerd, kubelet = components.of_node(self.layout, node)
         self._start(containerd, step)
         with step("copying images"):
             copy_images(self.layout.node, node)

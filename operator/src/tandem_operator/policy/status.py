@@ -182,7 +182,7 @@ def _ready(job: RLJobObject, observed: Observed, ledger: Ledger) -> Judgement:
         return Judgement(ConditionType.READY, "True", "AllPodsReady", message)
     # The next operator must still know why the members will start anew, though the pod may be gone by then.
     if disrupted(job.status, observed) and ledger.disruptions == job.status.disruptions:
-        return Judgement(ConditionType.READY, "False", DISRUPTED, f"A pod was taken away. {message}")
+        return Judgement(ConditionType.READY, "False", DISRUPTED, f"A pod was taken away, or its node lost. {message}")
     return Judgement(ConditionType.READY, "False", "PodsNotReady", message)
 
 
