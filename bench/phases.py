@@ -7,7 +7,8 @@ script, and many share a process and a machine with etcd and the leader.
 
 **Barrier time**, of each phase: from the moment when the last member is ready, that is, has done its part and is about
 to ack, until the moment when the last member has seen the next phase. In between lie its ack, a transaction with two
-fences, the leader's verdict, the fenced write of the next phase, and the news of it to all members. Two kinds in turns:
+fences, the leader's verdict, the fenced write of the next phase, and the news of it to all members. Two kinds, one
+after the other, so that no phase of a kind leads to one of the other:
 
 - *barrier*: a member is ready at a random moment, 2 to 4 ms times the number of members after it saw the phase: all
   have been told of it by then, as they have of a phase that lasts seconds;
@@ -23,6 +24,7 @@ Growth is judged from each number of members to the next, and over all of them: 
 
 import argparse
 import asyncio
+import gc
 import itertools
 import logging
 import math
@@ -35,7 +37,7 @@ import tempfile
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -94,26 +96,27 @@ Cost = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """So many members through so many phases that count, after some that warm up."""
+    """So many members through so many phases of each kind that count, after some that warm up."""
 
     members: int
     rounds: int
 
     @property
-    def counted(self) -> range:
-        return range(_WARM + 1, self.last)
+    def spread_out(self) -> range:
+        """The epochs in which members are ready at random moments, and which lead to another one of that kind."""
+        return range(_WARM + 1, _WARM + self.rounds + 1)
+
+    @property
+    def at_once(self) -> range:
+        return range(self.spread_out.stop + 1, self.last)
 
     @property
     def last(self) -> int:
-        return _WARM + self.rounds + 1
+        return _WARM + 2 * self.rounds + 2
 
     def moment(self) -> float:
         """Seconds that a member takes for its part of a phase that lasts."""
         return random.uniform(1.0, 2.0) * _SPREAD * self.members
-
-    @staticmethod
-    def at_once(epoch: int) -> bool:
-        return epoch % 2 == 1
 
 
 @dataclass(slots=True)
@@ -129,9 +132,8 @@ class Moments:
 
         return Moments(latest(self.seen, other.seen), latest(self.ready, other.ready))
 
-    def barriers(self, scale: Scale, *, at_once: bool) -> list[float]:
+    def barriers(self, epochs: Iterable[int]) -> list[float]:
         """Ascending seconds from the last member's being ready in an epoch to the last one's seeing the next."""
-        epochs = (epoch for epoch in scale.counted if scale.at_once(epoch) is at_once)
         return sorted(self.seen[epoch + 1] - self.ready[epoch] for epoch in epochs)
 
 
@@ -201,9 +203,9 @@ async def led(endpoints: tuple[str, ...], keys: JobKeys, scale: Scale) -> Cost:
         await attendance.gather(scale.members, _PATIENCE)
         seen, before = None, Cost()
         for epoch in range(1, scale.last):
-            if epoch == scale.counted[0]:
+            if epoch == scale.spread_out.start:
                 before = load(endpoints)
-            record = phase(epoch, _AT_ONCE if scale.at_once(epoch) else _SPREAD_OUT, scale)
+            record = phase(epoch, _AT_ONCE if epoch in scale.at_once else _SPREAD_OUT, scale)
             attendance.begin(record)
             seen = await move(store, keys, leadership, seen, record)
             await store.delete_prefix(keys.acks(epoch - 2))
@@ -242,7 +244,7 @@ async def answering(endpoints: tuple[str, ...], keys: JobKeys, indices: range, s
                 moments.seen[epoch] = time.monotonic()
                 if epoch == scale.last:
                     return
-                if not scale.at_once(epoch):
+                if epoch not in scale.at_once:
                     await asyncio.sleep(scale.moment())
                 moments.ready[epoch] = time.monotonic()
                 await store.put(keys.ack(epoch, index), "x" * _ACK_BYTES)
@@ -278,7 +280,12 @@ def load(endpoints: tuple[str, ...]) -> Cost:
 
 
 def in_process(clients: Clients, *arguments: Any) -> Moments:
-    """Run some of the clients in this process, which is theirs alone."""
+    """Run some of the clients in this process, which is theirs alone.
+
+    Python's garbage collector looks at all of them whenever one of them has made enough objects, while a sidecar has
+    but its own to look at: it is off.
+    """
+    gc.disable()
     silence()
     return asyncio.run(clients(*arguments))
 
@@ -304,10 +311,10 @@ async def measured(endpoints: tuple[str, ...], scale: Scale) -> Result:
     real, cost = await play(joined, led, endpoints, scale)
     return Result(
         scale.members,
-        spread=real.barriers(scale, at_once=False),
-        bare_spread=bare.barriers(scale, at_once=False),
-        at_once=real.barriers(scale, at_once=True),
-        bare_at_once=bare.barriers(scale, at_once=True),
+        spread=real.barriers(scale.spread_out),
+        bare_spread=bare.barriers(scale.spread_out),
+        at_once=real.barriers(scale.at_once),
+        bare_at_once=bare.barriers(scale.at_once),
         load=cost,
     )
 
@@ -316,7 +323,7 @@ def table(results: Sequence[Result]) -> Table:
     units = "barriers in milliseconds; load of etcd for each switch, its processor time in milliseconds"
     shown = Table("members", *(Column(title, justify="right") for title in (*_TIMES, *_LOADS)), caption=units)
     for result in results:
-        switches = len(result.spread) + len(result.at_once)
+        switches = len(result.spread) + len(result.at_once) + 1
         cost = {kind: value / switches for kind, value in result.load.items()}
         shown.add_row(
             f"{result.members:,}",
@@ -373,8 +380,8 @@ def main() -> int:
     parser.add_argument(
         "--rounds",
         type=int,
-        default=200,
-        help=f"phases for each number of members, half of each kind; above {GOAL_MEMBERS} members a fifth of them",
+        default=100,
+        help=f"phases of each kind for each number of members; above {GOAL_MEMBERS} members a fifth of them",
     )
     options = parser.parse_args()
     silence()
