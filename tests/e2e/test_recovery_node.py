@@ -22,7 +22,7 @@ from tandem_cli.chaos.plan import Component, Fault, Kind
 
 JOB = "bereft"
 NODE, SECOND_NODE = "node", "node-2"
-ITERATIONS = 30
+ITERATIONS = 16
 SAVED = 3
 """By this iteration there is a checkpoint to go back to."""
 MINUTES = 20
