@@ -98,8 +98,8 @@ docs: setup  ## The documentation as pages, in build/site
 bench: bench-iteration bench-buffer bench-metrics bench-learning  ## All benchmarks
 
 .PHONY: bench-operator
-bench-operator: setup  ## The operator under 1,000 RLJobs at once, on an API server of its own; needs root
-	@PYTHONPATH=tests hack/with-control-plane $(PY)/python bench/operator_scale.py
+bench-operator: setup  ## 1,000 RLJobs at once beside JobSet with as many JobSets, each on an API server of its own; needs root
+	@PYTHONPATH=tests $(PY)/python bench/operator_scale.py
 
 .PHONY: bench-metrics
 bench-metrics: setup  ## What metrics and traces cost: CPU time of an orchestrator, and a real run watched and alone

@@ -2,31 +2,36 @@
 """How the operator bears many RLJobs applied at once; run by ``make bench-operator``. Exit status 1: a goal is missed.
 
 The API server, its etcd and the controllers are real. There is no kubelet: as soon as a pod is made, its status is
-written to say that it runs and is ready. Every measurement has an operator and a namespace of its own.
+written to say that it runs and is ready. Every measurement has a control plane of its own, so that none bears the
+objects that another one left.
 
-**bare**, the baseline of the same run: the objects of as many jobs, planned beforehand and applied by the operator's
-own client with nothing to decide, observe or report: the least that this API server takes for them on this machine.
+**JobSet**, the baseline of the same run: as many JobSets, each of two Jobs and a headless Service, applied and observed
+in the same way with JobSet's own controller. An RLJob has two Jobs too, and more objects around them.
 """
 
 import argparse
 import asyncio
+import json
 import math
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jobset
 import kopf
-from etcd_server import EtcdServer, etcd_server
-from operator_fixture import manifest
-from operator_process import OperatorProcess
+import operator_fixture
+from etcd_server import etcd_server
+from kubectl import ROOT
+from operator_process import OperatorProcess, cpu_seconds, peak_memory
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Column, Table
@@ -35,15 +40,16 @@ from waiting import eventually, reached
 from tandem_api.environment import Secrets
 from tandem_api.schema import crd
 from tandem_operator import cluster as api
-from tandem_operator import jobs as rljobs
-from tandem_operator.cluster import JOB, POD, RLJOB, SECRET, Cluster, Kind, Selection
+from tandem_operator.cluster import JOB, POD, RLJOB, Cluster, Kind, Selection
 from tandem_operator.informer import Informer
 from tandem_operator.observations import PLAN_ANNOTATION
-from tandem_operator.plan import Etcd, Images, Platform, plan
+from tandem_operator.plan import plan
 from tandem_operator.plan.identity import Manifest
 
-MOST_SECONDS = 41
-"""What JobSet's controller takes for 1,000 JobSets, which are 2,000 Jobs and 1,000 Services, on two processors."""
+MOST_TIMES_JOBSET = 1.0
+"""Seconds until all is made, beside JobSet's for as many JobSets."""
+JOBSET_ELSEWHERE = 41
+"""Seconds that JobSet once took for 1,000 JobSets on two processors: how fast this machine is."""
 MOST_MEMORY = 200
 """MiB."""
 MOST_SLOWDOWN = 1.2
@@ -56,18 +62,58 @@ _SENDERS = 16
 _BROKEN = {"hybrid": {"template": {"spec": {"nope": 1}}}}
 """A field that no pod has: the API server refuses this job's objects whenever the operator tries."""
 
-console = Console(width=None if sys.stdout.isatty() else 150)
+console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is applied many times: how one is made, and how one sees that its controller has done its part."""
+
+    kind: Kind
+    manifest: Callable[..., Manifest]
+    awaited: Callable[[Manifest], bool]
+    """Whether this object of the kinds ``watched`` is one of the ``parts`` that show that all of them exist."""
+    watched: tuple[Kind, ...]
+    parts: int
+    ready: Callable[[Manifest], bool]
+
+
+def _is_last(job: Manifest) -> bool:
+    """The operator makes an RLJob's hybrid Job after all other objects."""
+    metadata = job["metadata"]
+    return str(metadata["name"]).endswith("-hybrid") and PLAN_ANNOTATION in metadata.get("annotations", {})
+
+
+def _all_ready(found: Manifest) -> bool:
+    return sum(part["ready"] for part in found["status"].get("replicatedJobsStatus", ())) == len(jobset.PARTS)
+
+
+RLJOBS = Subject(
+    RLJOB, operator_fixture.manifest, _is_last, (JOB,), 1, lambda found: found["status"].get("hybridReady") == "1/1"
+)
+JOBSETS = Subject(
+    Kind(f"jobset.x-k8s.io/{jobset.API}", "JobSet"),
+    jobset.manifest,
+    lambda _: True,
+    (JOB, Kind("v1", "Service")),
+    len(jobset.PARTS) + 1,
+    _all_ready,
+)
 
 
 @dataclass(slots=True)
 class Run:
-    """One measurement. ``waits``: seconds from each job's creation until all its objects existed, ascending."""
+    """One measurement. ``waits``: seconds from each job's creation until all its objects existed, ascending.
+
+    ``used``: CPU seconds of each program of the machine until then; ``cpu``: the controller's until all were ready.
+    """
 
     jobs: int
     waits: list[float] = field(default_factory=list)
     planned: float = 0.0
     ready: float = 0.0
-    requests: dict[tuple[str, str], float] = field(default_factory=dict)
+    requests: dict[str, float] = field(default_factory=dict)
+    used: dict[str, float] = field(default_factory=dict)
     cpu: float = 0.0
     memory: int = 0
 
@@ -81,13 +127,15 @@ class Run:
 
 
 class Simulation:
-    """Pods without a kubelet, and a look at what the operator has made so far, in one namespace."""
+    """Pods without a kubelet, and a look at what the controller has made so far, in one namespace."""
 
-    def __init__(self, cluster: Cluster, namespace: str) -> None:
+    def __init__(self, cluster: Cluster, namespace: str, subject: Subject) -> None:
         self._cluster = cluster
         self._namespace = namespace
+        self._subject = subject
         self._pods: asyncio.Queue[str] = asyncio.Queue()
         self._begun: set[str] = set()
+        self._parts: dict[str, set[str]] = {}
         self.created: dict[str, float] = {}
         self.planned: dict[str, float] = {}
         self.ready: set[str] = set()
@@ -95,7 +143,8 @@ class Simulation:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Watch and simulate until the block is left."""
-        watched = {JOB: self._job_changed, POD: self._pod_changed, RLJOB: self._rljob_changed}
+        watched: dict[Kind, Callable[[Manifest], None]] = dict.fromkeys(self._subject.watched, self._part_changed)
+        watched |= {POD: self._pod_changed, self._subject.kind: self._subject_changed}
         async with asyncio.TaskGroup() as tasks:
             started = [
                 tasks.create_task(Informer(self._cluster, Selection(kind, self._namespace), told, lambda _: None).run())
@@ -106,20 +155,24 @@ class Simulation:
             for task in started:
                 task.cancel()
 
-    def _job_changed(self, job: dict[str, Any]) -> None:
-        name: str = job["metadata"]["name"]
-        if name.endswith("-hybrid") and PLAN_ANNOTATION in job["metadata"].get("annotations", {}):
-            self.planned.setdefault(name.removesuffix("-hybrid"), time.monotonic())
+    def _part_changed(self, found: Manifest) -> None:
+        owner = next((owner["name"] for owner in found["metadata"].get("ownerReferences", ())), None)
+        if owner is None or not self._subject.awaited(found):
+            return
+        parts = self._parts.setdefault(owner, set())
+        parts.add(found["metadata"]["uid"])
+        if len(parts) == self._subject.parts:
+            self.planned.setdefault(owner, time.monotonic())
 
-    def _pod_changed(self, pod: dict[str, Any]) -> None:
+    def _pod_changed(self, pod: Manifest) -> None:
         name: str = pod["metadata"]["name"]
         if name not in self._begun:
             self._begun.add(name)
             self._pods.put_nowait(name)
 
-    def _rljob_changed(self, job: dict[str, Any]) -> None:
-        if job.get("status", {}).get("hybridReady") == "1/1":
-            self.ready.add(job["metadata"]["name"])
+    def _subject_changed(self, found: Manifest) -> None:
+        if "status" in found and self._subject.ready(found):
+            self.ready.add(found["metadata"]["name"])
 
     async def _simulate(self) -> None:
         kinds = ("PodScheduled", "Initialized", "ContainersReady", "Ready")
@@ -128,11 +181,11 @@ class Simulation:
             await self._cluster.patch(POD, self._namespace, await self._pods.get(), {"status": status}, "status")
 
     async def apply(self, names: Sequence[str], **spec: Any) -> None:
-        """Create RLJobs, sixteen at a time."""
+        """Create as many of the subject, sixteen at a time."""
         slots = asyncio.Semaphore(_SENDERS)
 
         async def create(name: str) -> None:
-            body = manifest(name, **spec)
+            body = self._subject.manifest(name, self._namespace, **spec)
             body["metadata"] = {"name": name, "namespace": self._namespace}
             async with slots:
                 self.created[name] = time.monotonic()
@@ -140,70 +193,80 @@ class Simulation:
 
         await asyncio.gather(*map(create, names))
 
+    async def warm_up(self) -> None:
+        """One that is not measured: what a controller makes first waits for its connections and caches."""
+        await self.apply(["first"])
+        await reached(lambda: "first" in self.ready, _PATIENCE, "the first job ready")
 
-def requests(exposition: str) -> dict[tuple[str, str], float]:
+    async def measure(self, run: Run, controller: int) -> None:
+        """Apply ``run.jobs`` at once and fill in ``run``; ``controller`` is the process that makes their objects."""
+        names = [f"job-{number}" for number in range(run.jobs)]
+        before, own = used(controller), cpu_seconds(controller)
+        began = time.monotonic()
+        await self.apply(names)
+        await reached(lambda: self.planned.keys() >= set(names), _PATIENCE, "all jobs planned")
+        run.used = {program: seconds - before.get(program, 0) for program, seconds in used(controller).items()}
+        run.planned = max(self.planned.values()) - began
+        console.log(f"{run.jobs:,} planned in {run.planned:.1f} s; their pods start")
+        await reached(lambda: self.ready >= set(names), _PATIENCE, "all jobs ready")
+        run.ready = time.monotonic() - began
+        run.waits = sorted(self.planned[name] - self.created[name] for name in names)
+        run.cpu, run.memory = cpu_seconds(controller) - own, peak_memory(controller)
+
+
+def used(controller: int) -> dict[str, float]:
+    """CPU seconds of every program that runs beside this one, by name: only those of the same process namespace."""
+    seconds: dict[str, float] = {}
+    for process in (int(path.name) for path in Path("/proc").glob("[0-9]*")):
+        try:
+            name = Path(f"/proc/{process}/comm").read_text().strip()
+            title = {controller: "controller", os.getpid(): "benchmark"}.get(process, name)
+            seconds[title] = seconds.get(title, 0.0) + cpu_seconds(process)
+        except OSError:
+            continue  # It has ended.
+    return seconds
+
+
+def requests(exposition: str) -> dict[str, float]:
     """How often the operator asked the API server, by verb and kind."""
-    counted: dict[tuple[str, str], float] = {}
+    counted: dict[str, float] = {}
     for family in text_string_to_metric_families(exposition):
         for sample in family.samples:
             if sample.name == "tandem_operator_api_requests_total" and sample.labels["kind"] != "Lease":
-                place = sample.labels["verb"], sample.labels["kind"]
+                place = f"{sample.labels['verb']} {sample.labels['kind']}"
                 counted[place] = counted.get(place, 0) + sample.value
     return counted
 
 
-async def measured(cluster: Cluster, etcd: EtcdServer, directory: Path, jobs: int, broken: bool = False) -> Run:
-    """Apply ``jobs`` RLJobs at once, and before them one that always fails if ``broken``."""
-    namespace, run = await fresh_namespace(cluster), Run(jobs)
-    operator = OperatorProcess(directory, namespace, etcd.endpoints, namespace)
-    operator.start()
-    await eventually(operator.ready)
-    names = [f"job-{number}" for number in range(jobs)]
-    simulation = Simulation(cluster, namespace)
-    try:
-        async with simulation.running():
-            if broken:
-                await simulation.apply(["broken"], **_BROKEN)
-            before, used = requests(operator.metrics()), operator.cpu_seconds()
-            began = time.monotonic()
-            await simulation.apply(names)
-            await reached(lambda: simulation.planned.keys() >= set(names), _PATIENCE, "all jobs planned")
-            run.planned = max(simulation.planned.values()) - began
-            console.log(f"{jobs:,} jobs planned in {run.planned:.1f} s; their pods start")
-            await reached(lambda: simulation.ready >= set(names), _PATIENCE, "all jobs ready")
-            run.ready = time.monotonic() - began
-            after = requests(operator.metrics())
-        run.waits = sorted(simulation.planned[name] - simulation.created[name] for name in names)
-        run.requests = {place: count - before.get(place, 0) for place, count in after.items()}
-        run.cpu, run.memory = operator.cpu_seconds() - used, operator.peak_memory()
-    finally:
-        await operator.stop()
-    return run
-
-
-async def bare(cluster: Cluster, etcd: EtcdServer, jobs: int) -> float:
-    """Seconds in which the objects of ``jobs`` RLJobs without an operator are applied; their pods start meanwhile."""
+async def of_tandem(cluster: Cluster, directory: Path, run: Run, broken: bool) -> None:
+    """Fill in ``run`` with RLJobs, and before them one that always fails if ``broken``."""
+    await cluster.apply({**crd(), "metadata": {"name": crd()["metadata"]["name"]}})
     namespace = await fresh_namespace(cluster)
-    platform = Platform(Images("a:1", "b:1", "c:1"), Etcd(etcd.endpoints), await cluster.discover())
-    simulation = Simulation(cluster, namespace)
-    slots = asyncio.Semaphore(_SENDERS)
+    with etcd_server(directory) as etcd:
+        operator = OperatorProcess(directory, namespace, etcd.endpoints, namespace)
+        operator.start()
+        try:
+            await eventually(operator.ready)
+            simulation = Simulation(cluster, namespace, RLJOBS)
+            async with simulation.running():
+                await simulation.warm_up()
+                if broken:
+                    await simulation.apply(["broken"], **_BROKEN)
+                before = requests(operator.metrics())
+                await simulation.measure(run, operator.pid)
+                after = requests(operator.metrics())
+            run.requests = {place: count - before.get(place, 0) for place, count in after.items()}
+        finally:
+            await operator.stop()
 
-    async def apply(objects: Sequence[Manifest]) -> None:
-        async with slots:
-            await asyncio.gather(*(send(found) for found in objects if Kind.of(found) != JOB))
-            for workload in (found for found in objects if Kind.of(found) == JOB):
-                await send(workload)
 
-    async def send(manifest: Manifest) -> None:
-        await (cluster.create(manifest) if Kind.of(manifest) == SECRET else cluster.apply(manifest))
-
-    async with simulation.running():
-        await simulation.apply([f"job-{number}" for number in range(jobs)])
-        raw, _ = await cluster.list(Selection(RLJOB, namespace))
-        planned = [plan(rljobs.read(one), platform, Secrets("token")) for one in raw]
-        began = time.monotonic()
-        await asyncio.gather(*map(apply, planned))
-        return time.monotonic() - began
+async def of_jobset(cluster: Cluster, directory: Path, run: Run) -> None:
+    """Fill in ``run`` with JobSets."""
+    with jobset.jobset(directory) as controller:
+        simulation = Simulation(cluster, await fresh_namespace(cluster), JOBSETS)
+        async with simulation.running():
+            await simulation.warm_up()
+            await simulation.measure(run, controller)
 
 
 async def fresh_namespace(cluster: Cluster) -> str:
@@ -214,26 +277,28 @@ async def fresh_namespace(cluster: Cluster) -> str:
 
 def table(runs: dict[str, Run]) -> Table:
     """The runs, one a row. ``ready`` waits for the controllers that make the pods."""
-    units = "times in seconds; p50 and p99 of a job's wait; API requests per job; the operator's CPU time and memory"
+    units = "times in seconds; p50 and p99 of a job's wait; API requests per job; the controller's CPU time and memory"
     shown = Table("run", *(Column(title, justify="right") for title in _COLUMNS), caption=units)
     for title, run in runs.items():
         seconds = (run.planned, statistics.median(run.waits), run.p99, run.ready)
         memory = run.memory / 2**20
-        figures = [*(f"{value:.1f}" for value in (*seconds, run.requests_per_job, run.cpu)), f"{memory:.0f}"]
+        asked = f"{run.requests_per_job:.1f}" if run.requests else "-"
+        figures = [*(f"{value:.1f}" for value in seconds), asked, f"{run.cpu:.1f}", f"{memory:.0f}"]
         shown.add_row(title, f"{run.jobs:,}", *figures)
     return shown
 
 
 def verdicts(runs: dict[str, Run]) -> dict[str, bool]:
     """Each goal with its figures, and whether it is met."""
-    few, many = runs["alone 1"], runs["many"]
+    few, many, theirs = runs["alone 1"], runs["many"], runs["JobSet"]
     alone, beside = (
         statistics.median(run.p99 for title, run in runs.items() if title.startswith(kind))
         for kind in ("alone", "beside")
     )
     growth, slowdown, memory = many.requests_per_job / few.requests_per_job, beside / alone, many.memory / 2**20
     return {
-        f"{many.jobs:,} jobs planned in {many.planned:.1f} s, at most {MOST_SECONDS}": many.planned <= MOST_SECONDS,
+        f"{many.jobs:,} RLJobs planned in {many.planned:.1f} s, at most what JobSet takes: {theirs.planned:.1f} s for "
+        f"{theirs.jobs:,} JobSets": many.planned <= MOST_TIMES_JOBSET * theirs.planned,
         f"{memory:.0f} MiB of memory, at most {MOST_MEMORY}": memory <= MOST_MEMORY,
         f"requests per job grow {growth:.2f} fold from {few.jobs} to {many.jobs:,} jobs, at most {MOST_GROWTH}": (
             growth <= MOST_GROWTH
@@ -242,38 +307,65 @@ def verdicts(runs: dict[str, Run]) -> dict[str, bool]:
     }
 
 
-async def measure(jobs: int, rounds: int) -> tuple[dict[str, Run], float]:
-    """The runs by title: few jobs alone and beside one that always fails, in turns, then many. And the bare seconds."""
+async def measured(title: str, jobs: int) -> Run:
+    """One measurement, on the control plane that KUBECONFIG names."""
     api.PLURALS |= {"CustomResourceDefinition": "customresourcedefinitions", "Namespace": "namespaces"}
-    few, runs = max(jobs // 10, 1), dict[str, Run]()
-    with tempfile.TemporaryDirectory() as temporary, etcd_server(Path(temporary)) as etcd:
+    api.PLURALS |= {"JobSet": "jobsets"}
+    run = Run(jobs)
+    with tempfile.TemporaryDirectory() as directory:
         async with Cluster(login) as cluster:
-            await cluster.apply({**crd(), "metadata": {"name": crd()["metadata"]["name"]}})
-            for turn in range(rounds):
-                for title, broken in (("alone", False), ("beside", True)):
-                    runs[f"{title} {turn + 1}"] = await measured(cluster, etcd, Path(temporary), few, broken)
-            runs["many"] = await measured(cluster, etcd, Path(temporary), jobs)
-            return runs, await bare(cluster, etcd, jobs)
+            if title == "JobSet":
+                await of_jobset(cluster, Path(directory), run)
+            else:
+                await of_tandem(cluster, Path(directory), run, broken=title.startswith("beside"))
+    return run
+
+
+def apart(title: str, jobs: int) -> Run:
+    """The same, on a control plane of its own in another process."""
+    console.log(f"{title}: {jobs:,} at once")
+    command = [str(ROOT / "hack" / "with-control-plane"), sys.executable, __file__]
+    done = subprocess.run(
+        [*command, "--jobs", str(jobs), "--only", title], stdout=subprocess.PIPE, check=True, text=True
+    )
+    return Run(**json.loads(done.stdout))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3, help="of few jobs alone and beside one that always fails")
+    parser.add_argument("--only", metavar="TITLE", help="measure this alone on KUBECONFIG's cluster, and print JSON")
     options = parser.parse_args()
-    runs, least = asyncio.run(measure(options.jobs, options.rounds))
-    console.print(table(runs))
-    times = runs["many"].planned / least
-    console.print(
-        f"bare: the objects of {options.jobs:,} jobs in {least:.1f} s; the operator took {times:.2f} times that"
-    )
-    made = (f"{verb} {kind} {count:.0f}" for (verb, kind), count in sorted(runs["many"].requests.items()) if count)
-    console.print(f"requests of the run with many jobs: {', '.join(made)}")
-    console.print(f"load average of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
+    if options.only:
+        print(json.dumps(asdict(asyncio.run(measured(options.only, options.jobs)))))
+        return 0
+    jobset.program()  # A control plane of its own has no network to fetch it from.
+    # The two that are compared with one another are measured one after the other.
+    titles = [f"{kind} {turn + 1}" for turn in range(options.rounds) for kind in ("alone", "beside")]
+    few = max(options.jobs // 10, 1)
+    runs = {title: apart(title, few) for title in titles}
+    runs |= {title: apart(title, options.jobs) for title in ("JobSet", "many")}
     goals = verdicts(runs)
+    report(runs, goals)
+    return 0 if all(goals.values()) else 1
+
+
+def report(runs: dict[str, Run], goals: dict[str, bool]) -> None:
+    """All figures, then the goals."""
+    console.print(table(runs))
+    ours = len(plan(operator_fixture.rljob(), operator_fixture.platform(), Secrets("token")))
+    for title, objects in (("JobSet", JOBSETS.parts), ("many", ours)):
+        run = runs[title]
+        spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in sorted(run.used.items()) if seconds >= 0.5)
+        rate = objects * run.jobs / run.planned
+        console.print(f"{title}: {objects} objects a job, {rate:.0f} a second; CPU seconds until planned: {spent}")
+    made = (f"{place} {count:.0f}" for place, count in sorted(runs["many"].requests.items()) if count)
+    console.print(f"requests of the run with many jobs: {', '.join(made)}")
+    console.print(f"JobSet elsewhere: {JOBSET_ELSEWHERE} s for 1,000 JobSets on two processors")
+    console.print(f"load average of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
     for goal, met in goals.items():
         console.print(f"[green]✓[/green] {goal}" if met else f"[red]✗ {goal}[/red]")
-    return 0 if all(goals.values()) else 1
 
 
 def login() -> kopf.ConnectionInfo:

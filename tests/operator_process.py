@@ -88,17 +88,10 @@ class OperatorProcess:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=30) as answer:
             return str(answer.read().decode())
 
-    def cpu_seconds(self) -> float:
-        """User and system time that the process has used."""
+    @property
+    def pid(self) -> int:
         assert self._process is not None
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def peak_memory(self) -> int:
-        """Bytes of resident memory at their highest."""
-        assert self._process is not None
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        return self._process.pid
 
     async def ended(self, seconds: float) -> int:
         """Wait until it ends by itself; returns the exit code."""
@@ -139,6 +132,18 @@ class OperatorProcess:
         code = await asyncio.to_thread(self._process.wait, DEADLINE)
         self._process = None
         return code
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_memory(pid: int) -> int:
+    """Bytes of its resident memory at their highest."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 class World:
