@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from broken_run import Books, BrokenRun
-from kubectl import ENVIRONMENT, KUBECONFIG, RELEASE, SYSTEM, kubectl, one
+from kubectl import ENVIRONMENT, KUBECONFIG, RELEASE, SYSTEM, kubectl, objects, one
 from runs import TANDEM
 from waiting import DEADLINE, until
 
@@ -37,6 +37,7 @@ PATIENCE = 400.0
 LOOK_SECONDS = 2.0
 FILES = ("buffer.sqlite", "buffer.sqlite-wal", "timeline.jsonl")
 OPERATOR = "app.kubernetes.io/name=tandem,app.kubernetes.io/component=operator"
+ETCD = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=etcd"
 
 _WHOLE_BUFFER = """
 import os, sqlite3, sys
@@ -135,9 +136,12 @@ class BrokenJob:
                     yield fault, _recovery(fault, said)
 
     def kill_etcd(self, fault: Fault) -> Recovery:
-        """What came of the deletion of etcd's pod."""
-        selector = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=etcd"
-        return self.done_to_it(fault, lambda: _kill_pods(selector))
+        """What came of the deletion of etcd's pods."""
+        return self.done_to_it(fault, lambda: _kill_pods("-l", ETCD))
+
+    def kill_etcd_leader(self, fault: Fault) -> Recovery:
+        """What came of the deletion of one of etcd's pods, of that which leads."""
+        return self.done_to_it(fault, lambda: _kill_pods(_etcd_leader()))
 
     def done_to_it(self, fault: Fault, deed: Callable[[], object]) -> Recovery:
         """What came of a deed for which an administrator's rights are needed; to the job it is ``fault``."""
@@ -183,7 +187,7 @@ def kill_operators(phase: PhaseName) -> dict[str, Any]:
     """Kill all replicas; once one of the new ones leads, how long that took. ``phase``: the job's."""
     lease = f"{RELEASE}-operator"
     before, at = one("lease", lease, SYSTEM)["spec"]["holderIdentity"], time.time()
-    _kill_pods(OPERATOR)
+    _kill_pods("-l", OPERATOR)
 
     def led() -> bool:
         return one("lease", lease, SYSTEM)["spec"].get("holderIdentity") not in (None, "", before)
@@ -193,8 +197,19 @@ def kill_operators(phase: PhaseName) -> dict[str, Any]:
     return {"fault": fault, "hit": phase, "at": at, "seconds": time.time() - at, "new_world": False}
 
 
-def _kill_pods(selector: str) -> None:
-    kubectl("delete", "pods", "-n", SYSTEM, "-l", selector, "--grace-period=1", "--wait=false")
+def _etcd_leader() -> str:
+    """Name of its pod."""
+
+    def leads(pod: str) -> bool:
+        metrics = kubectl("get", "--raw", f"/api/v1/namespaces/{SYSTEM}/pods/{pod}:2381/proxy/metrics")
+        return "etcd_server_is_leader 1" in metrics.splitlines()
+
+    names = [pod["metadata"]["name"] for pod in objects("pods", SYSTEM, "-l", ETCD)]
+    return until(lambda: next(filter(leads, names), None), DEADLINE, "a leader of etcd")
+
+
+def _kill_pods(*which: str) -> None:
+    kubectl("delete", "pods", "-n", SYSTEM, *which, "--grace-period=1", "--wait=false")
 
 
 def _recovery(fault: Fault, said: dict[str, Any]) -> Recovery:

@@ -31,11 +31,13 @@ def login() -> kopf.ConnectionInfo:
 
 
 @pytest.fixture(scope="module")
-def installed() -> Iterator[None]:
-    """The chart with its bundled etcd; TLS to it, and between a job's pods."""
+def installed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The chart with its bundled etcd, of as many members as a module says; TLS to it, and between a job's pods."""
+    members = getattr(request.module, "ETCD_MEMBERS", 1)
     helm(
         *("install", RELEASE, str(CHART), "-n", SYSTEM, "--create-namespace", "--take-ownership"),
-        *("--wait", "--timeout", "5m", *TEST_ETCD, "--set", "etcd.tls.enabled=true,jobs.tls.enabled=true"),
+        *("--wait", "--timeout", "5m", *TEST_ETCD),
+        *("--set", f"etcd.replicas={members},etcd.tls.enabled=true,jobs.tls.enabled=true"),
     )
     yield
     helm("uninstall", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "5m", "--ignore-not-found")

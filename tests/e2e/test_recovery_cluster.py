@@ -27,7 +27,9 @@ CHANGES: dict[str, Any] = {
     "spec.iterations": ITERATIONS,
     "spec.orchestrator": {"resources": {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}}},
 }
+ETCD_MEMBERS = 3
 ETCD = Fault(Kind.KILL, Component.ETCD, P.TRAIN)
+ETCD_LEADER = Fault(Kind.KILL, Component.ETCD, P.ROLLOUT)
 WITHOUT_OPERATOR = Fault(Kind.KILL, Component.TRAINER, P.TRAIN)
 """While the job recovers from this one, all replicas of the operator are killed."""
 FAULTS = (
@@ -58,6 +60,7 @@ def run(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> BrokenRun:
     job.begun(MINUTES * 60.0)
     recoveries, operators = [], []
     with job.watched():
+        leaderless = job.kill_etcd_leader(ETCD_LEADER)
         recoveries.append(job.kill_etcd(ETCD))
         for fault, recovery in job.inflict(FAULTS, directory):
             if recovery is not None:
@@ -66,6 +69,7 @@ def run(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> BrokenRun:
                 operators.append(kill_operators(fault.phase))
         job.ended(MINUTES * 60.0)
     job.collect()
+    run.recovered(leaderless, fault={"kind": "Kill", "target": {"component": "etcd's leader"}, "phase": P.ROLLOUT})
     for recovery in recoveries:
         run.recovered(recovery)
     for recovery in operators:
@@ -78,7 +82,11 @@ def test_the_job_is_complete(run: BrokenRun, namespace: str) -> None:
     assert (status["phase"], status["iteration"]) == (P.SUCCEEDED, ITERATIONS), status["conditions"]
 
 
-@pytest.mark.parametrize("number", range(1 + len(FAULTS)), ids=[str(fault) for fault in (ETCD, *FAULTS)])
+def test_a_change_of_etcds_leader_costs_no_new_world(run: BrokenRun) -> None:
+    assert not run.recoveries[0].new_world, run.recoveries[0].reason
+
+
+@pytest.mark.parametrize("number", range(2 + len(FAULTS)), ids=map(str, (ETCD_LEADER, ETCD, *FAULTS)))
 def test_the_job_works_again_after(run: BrokenRun, number: int) -> None:
     recovery = run.recoveries[number]
     assert recovery.seconds is not None, recovery
