@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from broken_run import Books, BrokenRun
-from kubectl import ENVIRONMENT, KUBECONFIG, RELEASE, SYSTEM, kubectl, objects, one
+from kubectl import ENVIRONMENT, ETCD, KUBECONFIG, RELEASE, SYSTEM, kubectl, objects, one
 from runs import TANDEM
 from waiting import DEADLINE, until
 
@@ -37,7 +37,6 @@ PATIENCE = 400.0
 LOOK_SECONDS = 2.0
 FILES = ("buffer.sqlite", "buffer.sqlite-wal", "timeline.jsonl")
 OPERATOR = "app.kubernetes.io/name=tandem,app.kubernetes.io/component=operator"
-ETCD = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=etcd"
 
 _WHOLE_BUFFER = """
 import os, sqlite3, sys

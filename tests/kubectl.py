@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "charts" / "tandem"
 SYSTEM = "tandem-system"
 RELEASE = "tandem"
+ETCD = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=etcd"
+"""Selects what belongs to the bundled etcd."""
 CLUSTER = ROOT / "build" / "cluster"
 TEST_ETCD = ("--set", "etcd.image.registry=localhost", "--set", "etcd.image.tag=test")
 """The etcd image that hack/load-images puts into the cluster of tests/cluster."""

@@ -9,7 +9,7 @@ import kopf
 import pytest
 import pytest_asyncio
 from etcd_server import EtcdServer, etcd_server
-from kubectl import CHART, KUBECONFIG, RELEASE, SYSTEM, TEST_ETCD, helm, kubectl
+from kubectl import CHART, ETCD, KUBECONFIG, RELEASE, SYSTEM, TEST_ETCD, helm, kubectl
 from operator_process import OperatorProcess, World
 from waiting import eventually
 
@@ -41,6 +41,8 @@ def installed(request: pytest.FixtureRequest) -> Iterator[None]:
     )
     yield
     helm("uninstall", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "5m", "--ignore-not-found")
+    # etcd's volumes outlive the release, and the next one may have another number of members.
+    kubectl("delete", "pvc", "-n", SYSTEM, "-l", ETCD)
 
 
 @pytest.fixture(scope="module")

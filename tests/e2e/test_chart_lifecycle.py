@@ -2,6 +2,7 @@
 """A release is installed, tested, upgraded, rolled back, uninstalled and installed again; a job outlives all of it."""
 
 import shutil
+import subprocess
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kubectl import CHART, ROOT, TEST_ETCD, helm, kubectl, objects, one
+from kubectl import CHART, ENVIRONMENT, ROOT, TEST_ETCD, helm, kubectl, objects, one
 from waiting import until
 
 RELEASE = "lifecycle"
@@ -103,6 +104,14 @@ def test_an_upgrade_brings_the_new_crd_and_keeps_the_job(release: Release) -> No
     assert one("rljob", JOB, release.namespace)["metadata"]["uid"] == before
     change(release)
     until(lambda: looked_after(release), 120.0, "the upgraded operator answers a change of the job")
+
+
+def test_another_number_of_etcds_members_is_refused_before_anything_is_changed(release: Release) -> None:
+    command = ("helm", "upgrade", RELEASE, CHART, "-n", release.namespace, "--reuse-values", "--set", "etcd.replicas=3")
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "the number cannot be changed. Set etcd.replicas=1" in done.stderr
+    assert one("statefulset", f"{RELEASE}-etcd", release.namespace)["spec"]["replicas"] == 1
 
 
 def test_a_rollback_leaves_the_job_to_the_previous_operator(release: Release) -> None:
