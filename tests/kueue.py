@@ -18,18 +18,17 @@ API = "v1beta2"
 SUM = "h1:9Khzc2ne6/eWuZx5o+R4KlVBzh3kZkTIMzpPC2e8Spg="
 
 
+def program() -> Path:
+    """The controller; fetching its module and building it for the first time need the network."""
+    return built(fetched(MODULE, SUM), "./cmd/kueue", "kueue")
+
+
 @contextmanager
 def kueue(directory: Path) -> Iterator[Path]:
     """Install its kinds and run it; yields its log. It needs root, for a certificate that it looks for in /etc."""
-    source = fetched(MODULE, SUM)
-    install_kinds(source, API)
+    install_kinds(fetched(MODULE, SUM), API)
     log = directory / "kueue.log"
-    command = [
-        str(built(source, "./cmd/kueue", "kueue")),
-        "--config",
-        str(_configured(directory)),
-        "--feature-gates=VisibilityOnDemand=false",
-    ]
+    command = [str(program()), "--config", str(_configured(directory)), "--feature-gates=VisibilityOnDemand=false"]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*_with_certificates(directory), *command],
