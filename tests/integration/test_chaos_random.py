@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans drawn at random, on the real stack: whatever they come to, the run succeeds and loses nothing (`make soak`).
 
-TANDEM_CHAOS_PLANS: how many plans, of three faults each. TANDEM_CHAOS_SECONDS: no further run begins after so long.
+TANDEM_CHAOS_PLANS: how many plans, of three faults each. TANDEM_CHAOS_FIRST: the first one's seed, to go on where an
+earlier night ended. TANDEM_CHAOS_SECONDS: no further run begins after so long.
 """
 
 import os
@@ -14,6 +15,7 @@ from broken_run import RUN_SECONDS, START_SECONDS, broken_run, can_confine
 from tandem_cli.chaos.plan import Fault, Kind, Plan, RandomFaults, dumped
 
 PLANS = int(os.environ.get("TANDEM_CHAOS_PLANS", "100"))
+FIRST = int(os.environ.get("TANDEM_CHAOS_FIRST", "0"))
 SECONDS = float(os.environ.get("TANDEM_CHAOS_SECONDS", "10800"))
 FAULTS_A_PLAN = 3
 PLANS_A_RUN = 5
@@ -37,10 +39,10 @@ def faults_of(seed: int) -> tuple[Fault, ...]:
 @pytest.mark.timeout(SECONDS + START_SECONDS * FAULTS_A_PLAN * PLANS_A_RUN + RUN_SECONDS)
 def test_a_run_survives_whatever_is_drawn(tmp_path: Path) -> None:
     until = time.monotonic() + SECONDS
-    for first in range(0, PLANS, PLANS_A_RUN):
-        seeds = range(first, min(first + PLANS_A_RUN, PLANS))
+    for first in range(FIRST, FIRST + PLANS, PLANS_A_RUN):
+        seeds = range(first, min(first + PLANS_A_RUN, FIRST + PLANS))
         survive(tmp_path / f"from-{first}", [fault for seed in seeds for fault in faults_of(seed)])
-        print(f"{seeds.stop} of {PLANS} plans", flush=True)
+        print(f"{seeds.stop - FIRST} of {PLANS} plans", flush=True)
         if time.monotonic() > until:
             break
 
