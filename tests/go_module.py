@@ -6,13 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import yaml
-from kubectl import kubectl
-from waiting import DEADLINE, until
 
 
 def fetched(module: str, checksum: str) -> Path:
@@ -44,25 +38,3 @@ def built(source: Path, package: str, program: str) -> Path:
             subprocess.run(["nice", "-n", "10", *build], cwd=tree, env=os.environ | {"CGO_ENABLED": "0"}, check=True)
             Path(unfinished, program).rename(kept)
     return kept
-
-
-def install_kinds(source: Path, api: str) -> None:
-    """A controller's kinds in the one version that it works with: others would want its webhook for conversions."""
-    kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(_definitions(source, api)))
-    until(_all_established, DEADLINE, "all CustomResourceDefinitions are established")
-
-
-def _definitions(source: Path, api: str) -> Iterator[dict[str, Any]]:
-    for path in sorted((source / "config" / "components" / "crd" / "bases").glob("*.yaml")):
-        found = yaml.safe_load(path.read_text())
-        spec = found["spec"]
-        spec["versions"] = [version | {"storage": True} for version in spec["versions"] if version["name"] == api]
-        if spec["versions"]:
-            yield found
-
-
-def _all_established() -> bool:
-    """kubectl wait fails on a definition whose conditions are still null."""
-    found = json.loads(kubectl("get", "crd", "-o", "json"))["items"]
-    conditions = [one.get("status", {}).get("conditions") or () for one in found]
-    return all(any(told["type"] == "Established" and told["status"] == "True" for told in one) for one in conditions)

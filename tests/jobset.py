@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """JobSet's controller as a process of this machine, built from its Go module, before the API server of the tests."""
 
-import os
-import subprocess
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-from api_tls import secret
-from go_module import built, fetched, install_kinds
-from kubectl import KUBECONFIG
+from go_controller import configured, install_kinds, running
+from go_module import built, fetched
 from ports import free_port
 from waiting import until
 
@@ -33,15 +29,9 @@ def jobset(directory: Path) -> Iterator[int]:
     """Install its kind and run it; yields its process id once it is ready."""
     install_kinds(fetched(MODULE, SUM), API)
     health, log = f"127.0.0.1:{free_port()}", directory / "jobset.log"
+    config = configured(directory, "config.jobset.x-k8s.io/v1alpha1", health)
     # The log level is that of its published manifests.
-    options = ["--config", str(_configured(directory, health)), "--zap-log-level=2"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [program(), *options],
-            env=os.environ | {"KUBECONFIG": KUBECONFIG},
-            stdout=output,
-            stderr=output,
-        )
+    with running([str(program()), "--config", str(config), "--zap-log-level=2"], log) as process:
 
         def ready() -> bool:
             assert process.poll() is None, log.read_text()
@@ -51,12 +41,8 @@ def jobset(directory: Path) -> Iterator[int]:
             except OSError:
                 return False
 
-        try:
-            until(ready, 60, "JobSet's controller is ready")
-            yield process.pid
-        finally:
-            process.terminate()
-            process.wait(60)
+        until(ready, 60, "JobSet's controller is ready")
+        yield process.pid
 
 
 def manifest(name: str, namespace: str) -> dict[str, Any]:
@@ -74,21 +60,3 @@ def manifest(name: str, namespace: str) -> dict[str, Any]:
             "startupPolicy": {"startupPolicyOrder": "AnyOrder"},
         },
     }
-
-
-def _configured(directory: Path, health: str) -> Path:
-    """Its defaults, but no leader election and nothing that listens for others."""
-    certificates = directory / "jobset-certificates"
-    secret(certificates, "localhost")
-    path = directory / "jobset.yaml"
-    settings = {
-        "apiVersion": "config.jobset.x-k8s.io/v1alpha1",
-        "kind": "Configuration",
-        "health": {"healthProbeBindAddress": health},
-        "metrics": {"bindAddress": "0"},
-        "webhook": {"host": "127.0.0.1", "port": free_port(), "certDir": str(certificates)},
-        "leaderElection": {"leaderElect": False},
-        "internalCertManagement": {"enable": False},
-    }
-    path.write_text(yaml.safe_dump(settings))
-    return path

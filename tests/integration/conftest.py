@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One vLLM for all integration tests that ask for it."""
+"""What integration tests share: one vLLM for all that ask for it, and a stack of contexts."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -27,6 +28,13 @@ def engine() -> Iterator[Engine]:
     with running_engine() as started:
         started.wait()
         yield started
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    """Contexts that a test enters; they are left at its end."""
+    async with AsyncExitStack() as stack:
+        yield stack
 
 
 @pytest.fixture

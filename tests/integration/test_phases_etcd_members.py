@@ -2,7 +2,7 @@
 """A job on an etcd of three members stays in its world whatever becomes of one of them, be it the leader."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -29,12 +29,6 @@ PARTS: dict[PhaseName, Script] = {P.ROLLOUT: generate, P.RELEASE: nothing, P.TRA
 def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdMembers]:
     with etcd_members(tmp_path_factory.mktemp("etcd")) as running:
         yield running
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as stack:
-        yield stack
 
 
 def hand_over_leadership(etcd: EtcdMembers) -> None:
