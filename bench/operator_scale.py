@@ -12,7 +12,6 @@ in the same way with JobSet's own controller. An RLJob has two Jobs too, and mor
 import argparse
 import asyncio
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -32,6 +31,7 @@ import operator_fixture
 from etcd_server import etcd_server
 from kubectl import ROOT
 from operator_process import OperatorProcess, cpu_seconds, peak_memory
+from percentile import p99
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Column, Table
@@ -119,7 +119,7 @@ class Run:
 
     @property
     def p99(self) -> float:
-        return self.waits[math.ceil(0.99 * len(self.waits)) - 1]
+        return p99(self.waits)
 
     @property
     def requests_per_job(self) -> float:

@@ -25,7 +25,6 @@ Growth is judged from each number of members to the next, and over all of them: 
 import argparse
 import asyncio
 import gc
-import itertools
 import logging
 import math
 import multiprocessing
@@ -37,7 +36,7 @@ import tempfile
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -47,11 +46,10 @@ from typing import Any, cast
 
 import structlog
 from etcd_server import etcd_server
-from growth import power
+from phases_table import GOAL_MEMBERS, Cost, Result, table, verdicts
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
-from rich.table import Column, Table
 
 from tandem_api.keys import JobKeys
 from tandem_api.messages.phases import Member, PhaseName, PhaseRecord
@@ -67,11 +65,6 @@ from tandem_sidecar.switch import Switch
 from tandem_sidecar.worker import Worker
 
 MEMBERS = (8, 64, 256, 1024)
-GOAL_MEMBERS = 256
-MOST_P50 = 0.050
-MOST_P99 = 0.250
-"""Seconds, with ``GOAL_MEMBERS`` members."""
-
 _TOGETHER = 512
 _WARM = 6
 _PATIENCE = 300.0
@@ -80,8 +73,6 @@ _LEASE_SECONDS = 60.0
 _ACK_BYTES = 400
 _SPREAD = 0.002
 _AT_ONCE, _SPREAD_OUT = PhaseName.RELEASE, PhaseName.TRAIN
-_TIMES = ("barrier p50", "p99", "bare p50", "ratio", "at once p50", "p99", "bare p50", "ratio")
-_LOADS = ("requests", "proposals", "KiB in", "KiB out", "etcd CPU")
 _LOAD = {
     "etcd_server_proposals_committed_total": "proposals",
     "etcd_network_client_grpc_received_bytes_total": "received",
@@ -90,8 +81,6 @@ _LOAD = {
 }
 
 console = Console(width=None if sys.stdout.isatty() else 150)
-Cost = dict[str, float]
-"""What etcd did, by kind: requests, proposals to Raft, bytes received and sent, seconds of processor time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,18 +128,6 @@ class Moments:
 
 Clients = Callable[[tuple[str, ...], JobKeys, range, Scale], Coroutine[Any, Any, Moments]]
 Leader = Callable[[tuple[str, ...], JobKeys, Scale], Awaitable[Cost]]
-
-
-@dataclass(slots=True)
-class Result:
-    """One number of members: ascending seconds of each kind of barrier, bare too, and what all of it cost etcd."""
-
-    members: int
-    spread: list[float]
-    bare_spread: list[float]
-    at_once: list[float]
-    bare_at_once: list[float]
-    load: Cost
 
 
 class Scripted:
@@ -317,61 +294,6 @@ async def measured(endpoints: tuple[str, ...], scale: Scale) -> Result:
         bare_at_once=bare.barriers(scale.at_once),
         load=cost,
     )
-
-
-def table(results: Sequence[Result]) -> Table:
-    units = "barriers in milliseconds; load of etcd for each switch, its processor time in milliseconds"
-    shown = Table("members", *(Column(title, justify="right") for title in (*_TIMES, *_LOADS)), caption=units)
-    for result in results:
-        switches = len(result.spread) + len(result.at_once) + 1
-        cost = {kind: value / switches for kind, value in result.load.items()}
-        shown.add_row(
-            f"{result.members:,}",
-            *times(result.spread, result.bare_spread),
-            *times(result.at_once, result.bare_at_once),
-            *(f"{cost[name]:,.0f}" for name in ("requests", "proposals")),
-            *(f"{cost[name] / 1024:,.0f}" for name in ("received", "sent")),
-            f"{1e3 * cost['cpu']:.1f}",
-        )
-    return shown
-
-
-def times(barriers: Sequence[float], bare: Sequence[float]) -> Iterator[str]:
-    """Median and 99th percentile, the bare median, and how many times that the first is."""
-    middle, least = statistics.median(barriers), statistics.median(bare)
-    yield from (f"{1e3 * seconds:.1f}" for seconds in (middle, p99(barriers), least))
-    yield f"{middle / least:.2f}"
-
-
-def p99(ascending: Sequence[float]) -> float:
-    return ascending[math.ceil(0.99 * len(ascending)) - 1]
-
-
-def verdicts(results: Sequence[Result]) -> dict[str, bool]:
-    """Each goal with its figures, and whether it is met."""
-    goals = {}
-    for result in results:
-        if result.members == GOAL_MEMBERS:
-            for name, value, most in (
-                ("p50", statistics.median(result.spread), MOST_P50),
-                ("p99", p99(result.spread), MOST_P99),
-            ):
-                goal = f"barrier {name} {1e3 * value:.1f} ms with {result.members} members, under {1e3 * most:.0f} ms"
-                goals[goal] = value < most
-    for few, many in itertools.pairwise(results):
-        fold, growth = many.members / few.members, statistics.median(many.at_once) / statistics.median(few.at_once)
-        goal = f"at once p50 grows {growth:.2f} fold from {few.members} to {many.members:,} members, at most {fold:.0f}"
-        goals[goal] = growth <= fold
-    if len(results) > 1:
-        for kind, barriers, bare in (
-            ("barrier", [result.spread for result in results], [result.bare_spread for result in results]),
-            ("at once", [result.at_once for result in results], [result.bare_at_once for result in results]),
-        ):
-            members = [result.members for result in results]
-            grown, least = (power(members, [*map(statistics.median, each)]) for each in (barriers, bare))
-            goal = f"{kind} p50 grows with members to the power of {grown:.2f}, at most 1 (bare: {least:.2f})"
-            goals[goal] = grown <= 1.0
-    return goals
 
 
 def main() -> int:
