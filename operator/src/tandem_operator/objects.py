@@ -153,7 +153,7 @@ class Objects:
                 await self._patch(job, name, manifest["spec"]["suspend"], outline.digest)
             else:
                 manifest["metadata"].setdefault("annotations", {})[PLAN_ANNOTATION] = outline.digest
-                # A Job is made once and then patched: creating it costs the API server half of what applying it does.
+                # A Job is made once and then patched: creating it costs two thirds of what applying it does.
                 if not await self._cluster.create(manifest):
                     await self._cluster.apply(manifest)
                 self._unseen[job.metadata.uid, name] = time.monotonic()
