@@ -3,7 +3,8 @@
 
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -45,6 +46,30 @@ def contents(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Content]:
 def counting(length: int) -> torch.Tensor:
     """float32 [length], what an exporting peer sends."""
     return torch.arange(length, dtype=torch.float32)
+
+
+def receive_all(importer: Importer, version: int, timeout: float = REPLY_SECONDS, **options: Any) -> dict[str, Any]:
+    seen = {}
+    for bucket in importer.receive(version, timeout, **options):
+        seen |= contents(bucket)
+    return seen
+
+
+def exchange(
+    exporter: Exporter, importer: Importer, tensors: Any, version: int = 1, wanted: int = 1, **options: Any
+) -> tuple[Manifest | HandoffError, dict[str, Any] | HandoffError]:
+    """Runs both ends in this process; what each returned or raised."""
+    with ThreadPoolExecutor(2) as pool:
+        sent = pool.submit(exporter.export, version, tensors, REPLY_SECONDS)
+        received = pool.submit(receive_all, importer, wanted, **options)
+        return _outcome(sent.result), _outcome(received.result)
+
+
+def _outcome[T](result: Callable[[], T]) -> T | HandoffError:
+    try:
+        return result()
+    except HandoffError as error:
+        return error
 
 
 def open_descriptors() -> int:

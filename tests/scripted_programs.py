@@ -3,14 +3,16 @@
 are run as ``python -m MODULE…``: same command lines, environment, sockets and phases, without model or devices.
 
 The sidecar's worker, its clients and the protocol are the real ones. What it hands over is a real segment of shared
-memory, which the sidecar checks as an engine does.
+memory, which is announced as an exporter does and which the sidecar checks as an engine does.
 """
 
 import asyncio
 import contextlib
 import hashlib
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -48,6 +50,7 @@ PACE = 0.1
 """Seconds that a handoff takes; a step takes three times as long."""
 DEADLINE = 60.0
 SEGMENT_BYTES = 2**16
+COMMANDS, HANDOFF = "trainer-0.sock", "handoff-0.sock"
 _ECHO = "import sys\nfor line in sys.stdin:\n    sys.stdout.write(line)\n    sys.stdout.flush()"
 _TOKENS = (2, 3, 4, 1)
 
@@ -83,10 +86,11 @@ class Engine:
 class Parts:
     """This member's part of each phase, as the worker calls them."""
 
-    def __init__(self, member: Member, work: WorkClient, trainer: TrainerClient) -> None:
+    def __init__(self, member: Member, work: WorkClient, run_dir: Path) -> None:
         self._member = member
         self._work = work
-        self._trainer = trainer
+        self._run_dir = run_dir
+        self._trainer = TrainerClient(run_dir, 1)
         self.engine = Engine()
 
     async def start(self, record: PhaseRecord, part: Part) -> None:
@@ -126,10 +130,10 @@ class Parts:
         await self.engine.ensure()
         export = Export(epoch=record.epoch, weight_version=record.weight_version, timeout=DEADLINE)
         reply = await self._trainer.ask(export, DEADLINE)
-        for _ in range(20):
-            await asyncio.sleep(PACE / 20)
-            if _digest(reply.path) != reply.digest:
-                raise MemberFailed("tensor model.norm.weight was refused: it changed on the way")
+        received = await asyncio.to_thread(received_digest, self._run_dir / HANDOFF)
+        await asyncio.sleep(PACE)
+        if received != reply.digest:
+            raise MemberFailed("tensor model.norm.weight was refused: it changed on the way")
         part.digest = f"weights-{record.weight_version}"
         part.measured |= {"bytes": 8.0, "tensors": 1.0}
 
@@ -151,9 +155,19 @@ async def _until_answered[T](call: Callable[[], Awaitable[T]]) -> T:
             await asyncio.Event().wait()
 
 
-def _digest(path: str | None) -> str:
-    assert path is not None
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def received_digest(path: Path) -> str:
+    """Of the weights in the segment that the trainer announces."""
+    with socket.socket(socket.AF_UNIX) as trainer:
+        trainer.settimeout(DEADLINE)
+        try:
+            trainer.connect(str(path))
+            _, (segment,), _, _ = socket.recv_fds(trainer, 4096, 1)
+        except (OSError, ValueError) as error:
+            raise MemberFailed("the trainer went away during the handoff") from error
+    try:
+        return hashlib.sha256(os.pread(segment, SEGMENT_BYTES, 0)).hexdigest()
+    finally:
+        os.close(segment)
 
 
 def _finished(lease: Lease, version: int) -> Segment:
@@ -178,7 +192,7 @@ async def sidecar(env: Environment) -> None:
         Store(env.etcd_endpoints(), timeout=2.0) as store,
         WorkClient(env.text(names.ORCHESTRATOR_URL), secrets.token) as work,
     ):
-        parts = Parts(member, work, TrainerClient(env.path(names.RUN_DIR), 1))
+        parts = Parts(member, work, env.path(names.RUN_DIR))
         keys = JobKeys(job.namespace, job.name, job.uid)
         worker = Worker(store, keys, member, parts, MemberMetrics(CollectorRegistry()))  # type: ignore[arg-type]
         working = asyncio.create_task(worker.run())
@@ -196,10 +210,27 @@ class Rank:
         self._segment = os.memfd_create("tandem-weights")
         self.finished = asyncio.Event()
 
-    async def serve(self, socket: Path) -> None:
-        server = await asyncio.start_unix_server(self._converse, str(socket))
-        await self.finished.wait()
-        server.close()
+    async def serve(self, run_dir: Path) -> None:
+        for name in (COMMANDS, HANDOFF):
+            (run_dir / name).unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as engines:
+            engines.bind(str(run_dir / HANDOFF))
+            engines.listen()
+            engines.setblocking(False)
+            handing_over = asyncio.create_task(self._hand_over(engines))
+            server = await asyncio.start_unix_server(self._converse, str(run_dir / COMMANDS))
+            await self.finished.wait()
+            server.close()
+            handing_over.cancel()
+
+    async def _hand_over(self, engines: socket.socket) -> None:
+        """Tell every engine that connects where its weights are."""
+        tensor = {"name": "model.norm.weight", "offset": 0, "nbytes": SEGMENT_BYTES}
+        body = json.dumps({"type": "bucket", "entries": [tensor]}).encode()
+        while True:
+            engine, _ = await asyncio.get_running_loop().sock_accept(engines)
+            with engine, contextlib.suppress(OSError):
+                socket.send_fds(engine, [len(body).to_bytes(4), body], [self._segment])
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         command = trainer_command.validate_json(await reader.readline())
@@ -218,8 +249,7 @@ class Rank:
         if isinstance(command, Export):
             content = os.urandom(SEGMENT_BYTES)
             os.pwrite(self._segment, content, 0)
-            path = f"/proc/{os.getpid()}/fd/{self._segment}"
-            return TrainerReply(digest=hashlib.sha256(content).hexdigest(), path=path)
+            return TrainerReply(digest=hashlib.sha256(content).hexdigest())
         return TrainerReply()
 
 
@@ -242,9 +272,7 @@ def main(module: str) -> None:
         case "torch.distributed.run":
             agent()
         case "tandem_trainer":
-            socket = env.path(names.RUN_DIR) / "trainer-0.sock"
-            socket.unlink(missing_ok=True)
-            asyncio.run(Rank().serve(socket))
+            asyncio.run(Rank().serve(env.path(names.RUN_DIR)))
         case _:
             raise SystemExit(f"no script for {module}")
 

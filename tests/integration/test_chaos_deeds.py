@@ -24,7 +24,7 @@ class Deed:
     def __init__(self, directory: Path) -> None:
         order = {"deed": "FillDisk", "component": "orchestrator", "directory": str(directory), "seconds": 300.0}
         script = f"mount -t tmpfs -o size={SIZE} tmpfs {directory} && echo data > {directory}/file && echo mounted"
-        command = [sys.executable, "-I", "-S", "-c", program("deeds", "targets"), json.dumps(order)]
+        command = [sys.executable, "-I", "-S", "-c", program("deeds", "targets", "interception"), json.dumps(order)]
         self._process = subprocess.Popen(
             [
                 "unshare",

@@ -18,12 +18,15 @@ from typing import Any
 import pytest
 import torch
 from handoff_peers import (
+    REPLY_SECONDS,
     contents,
     counting,
+    exchange,
     exporting_peer,
     importing_peer,
     memory,
     open_descriptors,
+    receive_all,
     shared_memory,
 )
 
@@ -33,7 +36,6 @@ from tandem_handoff import (
     Exporter,
     HandoffError,
     Importer,
-    Manifest,
     PeerLostError,
     PeerRefusedError,
     ProtocolError,
@@ -46,7 +48,7 @@ from tandem_handoff import (
 from tandem_handoff.channel import Channel
 
 Tensors = list[tuple[str, torch.Tensor]]
-TIMEOUT = 240.0
+TIMEOUT = REPLY_SECONDS
 BUCKET = 1024
 LENGTHS = {f"t{index}": 100 for index in range(6)}
 
@@ -60,30 +62,6 @@ def socket_path(tmp_path: Path) -> Path:
 def tensors() -> Tensors:
     """Six tensors in three buckets."""
     return [(f"t{index}", counting(100)) for index in range(6)]
-
-
-def receive_all(importer: Importer, version: int, timeout: float = TIMEOUT, **options: Any) -> dict[str, Any]:
-    seen = {}
-    for bucket in importer.receive(version, timeout, **options):
-        seen |= contents(bucket)
-    return seen
-
-
-def exchange(
-    exporter: Exporter, importer: Importer, tensors: Any, version: int = 1, wanted: int = 1, **options: Any
-) -> tuple[Manifest | HandoffError, dict[str, Any] | HandoffError]:
-    """Runs both ends in this process; what each returned or raised."""
-    with ThreadPoolExecutor(2) as pool:
-        sent = pool.submit(exporter.export, version, tensors, TIMEOUT)
-        received = pool.submit(receive_all, importer, wanted, **options)
-        return _outcome(sent.result), _outcome(received.result)
-
-
-def _outcome[T](result: Callable[[], T]) -> T | HandoffError:
-    try:
-        return result()
-    except HandoffError as error:
-        return error
 
 
 @pytest.mark.parametrize("bucket", [0, 1, 2])

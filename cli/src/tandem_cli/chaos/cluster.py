@@ -137,7 +137,7 @@ class ClusterJob:
         if fault.kind is Kind.KILL and fault.component in (Component.POD, Component.ORCHESTRATOR):
             yield AtOnce(lambda: asyncio.to_thread(self._cluster.delete_pod, self._job.namespace, pod.name))
             return
-        source = program("deeds", "targets")
+        source = program("deeds", "targets", "interception")
         order = json.dumps(order_of(fault, directory=_STATE))
         try:
             channel = await self._exec(

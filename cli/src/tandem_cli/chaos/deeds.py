@@ -10,22 +10,23 @@ Needs nothing but Python, since it is also sent as source text into containers (
 
 import contextlib
 import json
-import mmap
 import os
 import random
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tandem_cli.chaos.targets import LOOK_SECONDS, PATIENCE_SECONDS, Order, Process, Refused, Targets, open_files
+from tandem_cli.chaos.interception import intercepted
+from tandem_cli.chaos.targets import LOOK_SECONDS, Order, Process, Refused, Targets
 
 _PERIOD_SECONDS = 0.2
-_FLIPS = 256
-_SEGMENT = "/memfd:tandem-weights"
+_HANDOFF_SECONDS = 600.0
+"""How long a handoff may take until its first bucket."""
 _BALLOON_STEP = 2**20
 
 type Deed = Generator[float, None, None]
@@ -104,40 +105,37 @@ def _take_all(descriptor: int) -> None:
 
 
 def corrupt_segment(targets: Targets) -> Deed:
-    """Flip bits in the shared memory through which a trainer hands over weights, as long as the handoff lasts."""
-    chance = random.Random(int(targets.order.get("seed", 0)))
+    """Flip a bit in the weights that the first rank hands over, in the first bucket of each segment, once the trainer
+    has written it and before the engine reads it; in the next handoff if this one has come too far.
+    """
     targets.demand()
-    until = time.monotonic() + PATIENCE_SECONDS
-    while not (segments := [segment for process in targets.all for segment in _segments(process.pid)]):
-        if not targets.alive or time.monotonic() > until:
-            raise Refused("the trainer holds no segments of weights in this machine's memory")
-        time.sleep(0.001)
-    try:
+    directory = targets.variable("TANDEM_RUN_DIR")
+    if directory is None:
+        raise Refused("the trainer does not say in TANDEM_RUN_DIR where it hands over weights")
+    chance, damaged = random.Random(0), threading.Event()
+
+    def damage(bucket: Mapping[str, Any], descriptors: list[int]) -> None:
+        for segment in descriptors:
+            _flip_bit(bucket, segment, chance)
+            damaged.set()
+
+    with intercepted(Path(directory) / "handoff-0.sock", damage):
+        until = time.monotonic() + _HANDOFF_SECONDS
+        while not damaged.wait(LOOK_SECONDS):
+            if _ended(0.0):
+                return
+            if not targets.alive or time.monotonic() > until:
+                raise Refused(f"the trainer handed no weights over in {_HANDOFF_SECONDS:.0f} s, or has ended")
         while targets.alive:
-            for descriptor in segments:
-                _flip(descriptor, chance)
-            yield 0.0
-    finally:
-        for descriptor in segments:
-            os.close(descriptor)
+            yield LOOK_SECONDS
 
 
-def _segments(pid: int) -> Iterator[int]:
-    """Open descriptors of a process's segments."""
-    yield from (os.open(file, os.O_RDWR) for file, leads_to in open_files(pid) if leads_to.startswith(_SEGMENT))
-
-
-def _flip(descriptor: int, chance: random.Random) -> None:
-    """Flip single bits of bytes that were ever written to; the others are no part of any tensor."""
-    try:
-        begin = os.lseek(descriptor, 0, os.SEEK_DATA)
-        end = os.lseek(descriptor, begin, os.SEEK_HOLE)
-    except OSError:
-        return
-    with mmap.mmap(descriptor, end) as content:
-        for _ in range(_FLIPS):
-            place = begin + int(chance.random() * (end - begin))
-            content[place] ^= 1 << int(chance.random() * 8)
+def _flip_bit(bucket: Mapping[str, Any], segment: int, chance: random.Random) -> None:
+    """In one of the bucket's tensors: what is between them is never read."""
+    tensor = chance.choice([entry for entry in bucket["entries"] if entry["nbytes"]])
+    place = tensor["offset"] + chance.randrange(tensor["nbytes"])
+    (byte,) = os.pread(segment, 1, place)
+    os.pwrite(segment, bytes([byte ^ 1 << chance.randrange(8)]), place)
 
 
 def out_of_memory(targets: Targets) -> Deed:

@@ -4,7 +4,6 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from tandem_api.errors import RunFailed
 from tandem_api.messages.phases import PhaseName
@@ -60,7 +59,7 @@ class Injector:
             self._tell(Struck(fault, hit))
             judge = Judge(fault, before)
             try:
-                ended = await self._recovered(judge, armed, before)
+                ended = await self._recovered(judge, armed)
             except RunFailed as error:
                 return Recovery(fault, hit, at, None, judge.new_world, str(error))
             except TimeoutError:
@@ -105,13 +104,13 @@ class Injector:
         async with self._job.armed(Fault(Kind.LOSE_LEASE, Component.SIDECAR, fault.phase, index)) as armed:
             await armed.strike()
 
-    async def _recovered(self, judge: Judge, armed: ArmedFault, before: Seen) -> float:
+    async def _recovered(self, judge: Judge, armed: ArmedFault) -> float:
         """When the job worked again; patience begins when the fault is over."""
         judging = asyncio.create_task(self._job.until(judge), name="wait for the recovery")
         try:
             if judge.fault.kind is Kind.CORRUPT_SEGMENT:
-                # The next handoff is to find its segments as they are.
-                await self._job.until(partial(_moved_on, before), self._patience)
+                # It is the weights of one handoff that are damaged, whichever that was.
+                await self._job.until(_handed_over, self._patience)
                 await armed.end()
             await armed.over()
             judge.over(self._now())
@@ -121,5 +120,5 @@ class Injector:
             await asyncio.gather(judging, return_exceptions=True)
 
 
-def _moved_on(before: Seen, now: Seen) -> bool | None:
-    return True if now.record.epoch > before.record.epoch else None
+def _handed_over(seen: Seen) -> bool | None:
+    return seen.record.name is not PhaseName.HANDOFF or None
