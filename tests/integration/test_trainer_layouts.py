@@ -1,27 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainer ranks under torchrun, told what to do as by a sidecar: one rank, and two cut in each possible way."""
+"""Trainer ranks under torchrun, told what to do as by a sidecar: one rank, and two cut in each possible way, of a dense
+model and of one with experts.
+"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from trainer_world import Orchestrator, World, batch, job_spec, running_world, warmup_rows
+from trainer_world import CONFIG, Orchestrator, World, batch, job_spec, running_world, warmup_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tandem_api.messages.trainer import Checkpoint, FinishRun, Load, TrainerReply, TrainStep, Warmup
 
 PROBE = (3, 5, 7, 9, 4, 2, 8, 8, 11)
 TOLERANCE = 1e-4
-LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
-    "one": (1, {}),
-    "tensor": (2, {"tensor": 2}),
-    "pipeline": (2, {"pipeline": 2}),
-    "data": (2, {}),
+EXPERTS = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "norm_topk_prob": True,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "decoder_sparse_step": 1,
 }
-SPLIT = [name for name in LAYOUTS if name != "one"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Ranks and how they are cut, and the layout whose checkpoint it goes on from and to which it is compared."""
+
+    beside: str
+    ranks: int = 2
+    parallelism: Mapping[str, int] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+
+LAYOUTS = {
+    "one": Layout("one", ranks=1),
+    "tensor": Layout("one", parallelism={"tensor": 2}),
+    "pipeline": Layout("one", parallelism={"pipeline": 2}),
+    "data": Layout("one"),
+    "experts on one": Layout("experts on one", ranks=1, model=EXPERTS),
+    "experts on two": Layout("experts on one", parallelism={"expert": 2}, model=EXPERTS),
+    "experts back on one": Layout("experts on two", ranks=1, model=EXPERTS),
+}
+OTHERS = [name for name, layout in LAYOUTS.items() if layout.beside != name]
 
 
 @dataclass
@@ -85,12 +111,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
         for number in range(3):
             orchestrator.put_batch(number, batch(seed=number, version=number))
         orchestrator.put_warmup(warmup_rows(seed=9))
-        for name, (ranks, parallelism) in LAYOUTS.items():
-            directory = tmp_path_factory.mktemp(name)
-            spec: dict[str, Any] = job_spec(parallelism=parallelism) | {"checkpoint": {"keep": 2}}
-            with running_world(spec, orchestrator, directory, ranks) as world:
-                one = done["one"].directory if done else directory
-                run = done[name] = _run(world, directory, one)
+        for name, layout in LAYOUTS.items():
+            directory = tmp_path_factory.mktemp(name.replace(" ", "-"))
+            spec: dict[str, Any] = job_spec(parallelism=layout.parallelism) | {"checkpoint": {"keep": 2}}
+            spec["model"]["source"]["random"]["config"] = CONFIG | layout.model
+            with running_world(spec, orchestrator, directory, layout.ranks) as world:
+                other = directory if layout.beside == name else done[layout.beside].directory
+                run = done[name] = _run(world, directory, other)
                 if name == "one":
                     _try_what_is_refused(world, orchestrator, run)
                 run.finish = world.ask(FinishRun(epoch=99, export=True))
@@ -103,34 +130,40 @@ def _curve(run: Run) -> list[float]:
 
 
 def _largest_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
-    assert list(ours) == list(theirs)
+    assert ours.keys() == theirs.keys()  # ranks of experts yield theirs by turns
     return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
-@pytest.mark.parametrize("layout", SPLIT)
-def test_losses_of_two_ranks_equal_one_ranks(runs: dict[str, Run], layout: str) -> None:
-    assert _curve(runs[layout]) == pytest.approx(_curve(runs["one"]), abs=TOLERANCE, rel=TOLERANCE)
+def _other(runs: dict[str, Run], layout: str) -> Run:
+    return runs[LAYOUTS[layout].beside]
 
 
-@pytest.mark.parametrize("layout", SPLIT)
-def test_weights_of_two_ranks_equal_one_ranks(runs: dict[str, Run], layout: str) -> None:
+@pytest.mark.parametrize("layout", OTHERS)
+def test_losses_equal_those_of_the_other_layout(runs: dict[str, Run], layout: str) -> None:
+    assert _curve(runs[layout]) == pytest.approx(_curve(_other(runs, layout)), abs=TOLERANCE, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("layout", OTHERS)
+def test_weights_equal_those_of_the_other_layout(runs: dict[str, Run], layout: str) -> None:
     # Adam's first steps have the size of the learning rate whatever the gradient's: rounding shows where it is tiny.
-    assert _largest_difference(runs[layout].weights, runs["one"].weights) < 1e-3
+    assert _largest_difference(runs[layout].weights, _other(runs, layout).weights) < 1e-3
 
 
-@pytest.mark.parametrize("layout", SPLIT)
-def test_the_warm_up_of_two_ranks_equals_one_ranks(runs: dict[str, Run], layout: str) -> None:
-    assert runs[layout].warmup.measured == pytest.approx(runs["one"].warmup.measured, abs=TOLERANCE)
+@pytest.mark.parametrize("layout", OTHERS)
+def test_the_warm_up_equals_that_of_the_other_layout(runs: dict[str, Run], layout: str) -> None:
+    assert runs[layout].warmup.measured == pytest.approx(_other(runs, layout).warmup.measured, abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("layout", SPLIT)
-def test_a_checkpoint_of_one_rank_goes_on_the_same_on_two(runs: dict[str, Run], layout: str) -> None:
-    assert runs[layout].resumed.measured == pytest.approx(runs["one"].steps[2].measured, abs=1e-3, rel=1e-3)
-    assert _largest_difference(runs[layout].resumed_weights, runs["one"].weights) < 1e-3
+@pytest.mark.parametrize("layout", OTHERS)
+def test_a_checkpoint_of_the_other_layout_goes_on_the_same(runs: dict[str, Run], layout: str) -> None:
+    other = _other(runs, layout)
+    assert runs[layout].resumed.measured == pytest.approx(other.steps[2].measured, abs=1e-3, rel=1e-3)
+    assert _largest_difference(runs[layout].resumed_weights, other.weights) < 1e-3
 
 
-def test_a_checkpoint_goes_on_exactly_as_if_there_had_been_no_stop(runs: dict[str, Run]) -> None:
-    one = runs["one"]
+@pytest.mark.parametrize("layout", ["one", "experts on one"])
+def test_a_checkpoint_goes_on_exactly_as_if_there_had_been_no_stop(runs: dict[str, Run], layout: str) -> None:
+    one = runs[layout]
     assert one.resumed.measured == one.steps[2].measured
     assert _largest_difference(one.resumed_weights, one.weights) == 0.0
 
@@ -201,6 +234,6 @@ def test_plain_transformers_loads_the_export_and_scores_the_probe_as_the_trainer
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_export_says_what_was_sent(runs: dict[str, Run], layout: str) -> None:
     run = runs[layout]
-    assert run.exported.digest == runs["one"].exported.digest
+    assert run.exported.digest == _other(runs, layout).exported.digest
     assert run.exported.measured["tensors"] == len(run.weights)
     assert run.exported.measured["bytes"] == sum(tensor.nbytes for tensor in run.weights.values())

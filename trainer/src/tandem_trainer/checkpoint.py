@@ -92,7 +92,7 @@ class Checkpoints:
             # Not a subclass of Exception: nothing else would report it.
             raise CheckpointUnreadable(f"{path}: cannot be read: {error}") from None
         policy.module.load_state_dict(state["model_weights"], strict=False)
-        policy.optimizer.load_state_dict(state["optimizer"])
+        megatron_fixes.load_parts(policy.optimizer, state["optimizer"], saved["optimizer"])
         megatron_fixes.separate_steps(policy.optimizer)
         return Counters(**saved["counters"])
 
@@ -116,8 +116,9 @@ class Checkpoints:
 
 def _sharded_state(policy: Policy, *, loading: bool) -> dict[str, Any]:
     metadata = {
-        # The one format that loads into any tensor, pipeline and data parallel layout.
+        # The one format that loads into any tensor, pipeline, expert and data parallel layout.
         "distrib_optim_sharding_type": "fully_reshardable",
+        "chained_optim_avoid_prefix": True,
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
     weights = policy.module.sharded_state_dict(metadata=metadata)

@@ -8,10 +8,12 @@
 4. Loading float32 weights copies into a leaf that requires a gradient: same.
 5. Loading shares one ``step`` tensor among all parameters, and every update then counts it up once a parameter,
    without any error: :func:`separate_steps`.
+6. With expert parallel ranks the optimizer has a part for experts and one for everything else, and loads nothing that
+   another number of parts has saved: :func:`load_parts`.
 """
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,6 +46,25 @@ def separate_steps(optimizer: Any) -> None:
         for state in part.optimizer.state.values():
             if "step" in state:
                 state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).detach().clone()
+
+
+def load_parts(optimizer: Any, loaded: dict[Any, Any], common: Mapping[Any, Any]) -> None:
+    """Load what was saved by an optimizer of however many parts.
+
+    ``loaded``: what came for the sharded state of ``optimizer``; ``common``: what was saved beside the tensors. Of that
+    only the number of updates is taken, which all parameters share: the rest is the job's spec.
+    """
+    own = list(parts(optimizer))
+    saved = common if "optimizer" in common else common[0]
+    first = saved["optimizer"]["param_groups"][0]
+    updates = {"step": first["step"]} if "step" in first else {}  # Transformer Engine has none before the first update
+    for number, part in enumerate(own):
+        state = part.state_dict()
+        for group in state["optimizer"]["param_groups"]:
+            group |= updates
+        tensors = loaded if len(own) == 1 else loaded[number]
+        state["param_state"] = tensors["param_state"]
+        part.load_state_dict(state | {"param_state_sharding_type": saved["param_state_sharding_type"]})
 
 
 def parts(optimizer: Any) -> Iterator[Any]:
