@@ -84,8 +84,9 @@ def _ratios(found: dict[str, Row]) -> Iterator[str]:
         other = found[name].median
         without = (other - loading) / (tandem.median - loading)
         yield (
-            f"- {name}: {other / tandem.median:.1f} times Tandem's time; {without:.1f} times without the "
-            f"{loading:.2f} s in which vLLM loads and repacks, whoever brings the weights."
+            f"- {name}: {other / tandem.median:.1f} times Tandem's time, {other / loading:.1f} times the "
+            f"{loading:.2f} s in which vLLM loads and repacks whoever brings the weights; {without:.1f} times without "
+            "them."
         )
     yield f"- {RESTART}: {found[RESTART].median / tandem.median:.0f} times Tandem's time."
 
