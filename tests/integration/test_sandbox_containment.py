@@ -122,6 +122,20 @@ async def test_killing_a_warden_ends_what_it_watched(without: tuple[str, ...]):
         assert await asyncio.to_thread(sandbox.left_behind) == []
 
 
+@pytest.mark.parametrize("without", [(), ("namespaces",)], ids=["all", "landlock"])
+async def test_a_program_that_ends_too_late_has_timed_out_even_if_it_is_looked_at_later_still(without: tuple[str, ...]):
+    with Sandbox(1, without) as sandbox:
+        running = asyncio.create_task(
+            sandbox.run("import os, time\nos.fork()\ntime.sleep(6)", limits=Limits(seconds=5.0))
+        )
+        await reached(lambda: len(below(sandbox)) >= 3, SOON, "the program's second process")
+        warden, program, _ = below(sandbox)
+        os.kill(warden, signal.SIGSTOP)
+        await reached(lambda: state(program) == "Z", SOON, "the program's end")
+        os.kill(warden, signal.SIGCONT)
+        assert (await running).verdict is Verdict.TIMEOUT
+
+
 @KINDS
 async def test_a_fault_of_the_sandbox_itself_is_told_and_leaves_nothing(without: tuple[str, ...]):
     with Sandbox(1, without) as sandbox:
@@ -203,6 +217,10 @@ def pid_of(sandbox: Sandbox) -> int:
 
 def descriptors(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
 
 
 def below(sandbox: Sandbox) -> list[int]:

@@ -135,17 +135,18 @@ class Warden:
             ends.listener = passed[0]
 
     def _watch(self, ends: _Descriptors, deadline: float) -> None:
-        """Until the program has ended or must be ended."""
+        """Until the program has ended or must be ended. What is seen to end after ``deadline`` has ended too late."""
         poll = select.poll()
         # A listener without processes left to listen to reports a hang-up only.
         for descriptor in (ends.output, ends.complaint, ends.exit, ends.listener, self._client.fileno()):
             if descriptor >= 0:
                 poll.register(descriptor, select.POLLIN)
         looks = self._house.isolation is not Isolation.NAMESPACES
-        while not self._over():
+        while True:
             left = deadline - time.monotonic()
             if left <= 0:
                 self._stop(Verdict.TIMEOUT)
+            if self._over():
                 return
             period = _LOOK_PERIOD if looks or self._seen.processes else left
             for descriptor, events in poll.poll(1000 * min(left, period) + 1):
