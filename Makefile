@@ -21,6 +21,7 @@ demo: setup  ## A whole RLJob on this machine: real vLLM, Megatron-core and etcd
 
 .PHONY: test
 test: setup  ## Unit and integration tests
+	@command -v nft >/dev/null || [ "$$(id -u)" != 0 ] || hack/debian-packages nftables # for faults that cut processes off
 	@$(PY)/pytest -n 2 --dist loadfile tests/unit tests/integration
 
 .PHONY: soak

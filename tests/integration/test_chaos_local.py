@@ -180,10 +180,10 @@ def test_what_cannot_be_done_is_refused_by_name_before_anything_is(chaos: Chaos)
     assert phase.startswith("Kill pod 1: the run has 1 hybrid pods")
     if chaos.confined is not None:
         assert chaos.confined.returncode == 2
-        memory, partition, disk = sorted(chaos.confined.stderr.splitlines(), key=lambda line: "FillDisk" in line)
-        assert "takes root" in memory
-        assert "takes root" in partition
-        assert "give the job a file system of its own" in disk
+        refused = {line.partition(" ")[0]: line for line in chaos.confined.stderr.splitlines()}
+        assert "give the job a file system of its own" in refused.pop("FillDisk")
+        assert refused
+        assert all("takes root" in reason for reason in refused.values())
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
