@@ -23,6 +23,7 @@ import torch
 
 from tandem_api.messages.trainer import Export, TrainerCommand, TrainerReply
 from tandem_api.tls import server_context
+from tandem_cli.local.supervisor import descendants
 from tandem_handoff import Importer
 
 TOKEN = "a-token"
@@ -179,6 +180,15 @@ class World:
                     raise AssertionError(f"rank {rank} does not listen:\n{self.log()}") from None
                 time.sleep(0.1)
 
+    def meeting_port(self) -> int:
+        """Where the ranks are to meet, once rank 0 listens for commands."""
+        self._connect(0, time.monotonic() + START_SECONDS).close()
+        for pid in descendants(self._process.pid):
+            variables = dict(entry.partition("=")[::2] for entry in _environment(pid))
+            if variables.get("RANK") == "0":
+                return int(variables["MASTER_PORT"])
+        raise AssertionError(f"there is no rank 0:\n{self.log()}")
+
     def export(
         self, epoch: int, version: int, probe: tuple[int, ...] = ()
     ) -> tuple[dict[str, torch.Tensor], TrainerReply]:
@@ -226,6 +236,7 @@ def running_world(
         }
         log = directory / "log"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # as tandem_trainer.launch has it
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*command, "-m", "tandem_trainer"],
@@ -244,6 +255,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.terminate()
         try:
+def _environment(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/environ").read_text().split("\0")
+
+
             process.wait(20)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):

@@ -3,11 +3,15 @@
 model and of one with experts.
 """
 
+import errno
+import json
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import offloading_trainer
 import pytest
 import torch
 from trainer_world import CONFIG, Orchestrator, World, batch, job_spec, running_world, warmup_rows
@@ -52,11 +56,15 @@ OTHERS = [name for name, layout in LAYOUTS.items() if layout.beside != name]
 
 @dataclass
 class Run:
-    """What came of one layout: warm-up, three iterations, an export, and the last iteration once more."""
+    """What came of one layout: warm-up, three iterations, an export, and the last iteration once more.
+
+    ``port``: why somebody else could not bind the port where the ranks are to meet, before they are told to.
+    """
 
     directory: Path
     warmup: TrainerReply
     steps: list[TrainerReply]
+    port: int | None
     weights: dict[str, torch.Tensor]
     exported: TrainerReply
     resumed: TrainerReply
@@ -81,11 +89,21 @@ def _train(world: World) -> tuple[TrainerReply, list[TrainerReply]]:
 
 def _run(world: World, directory: Path, resume_from: Path) -> Run:
     warmup, steps = _train(world)
+def _why_not_bound(port: int) -> int | None:
+    """The number of the error that binding a port ends with."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        return error.errno
+    return None
+
+
     weights, exported = world.export(7, 3, PROBE)
+    port = _why_not_bound(world.meeting_port())
     world.ask(Load(epoch=8, checkpoint=str(resume_from / "iter-0000002")))
     resumed = world.ask(TrainStep(epoch=9, iteration=2, weight_version=2))
     resumed_weights, _ = world.export(10, 3)
-    return Run(directory, warmup, steps, weights, exported, resumed, resumed_weights)
+    return Run(directory, port, warmup, steps, weights, exported, resumed, resumed_weights)
 
 
 def _try_what_is_refused(world: World, orchestrator: Orchestrator, run: Run) -> None:
@@ -170,6 +188,21 @@ def test_a_checkpoint_goes_on_exactly_as_if_there_had_been_no_stop(runs: dict[st
 
 def test_the_warm_up_lowers_the_loss(runs: dict[str, Run]) -> None:
     measured = runs["one"].warmup.measured
+def test_a_trainer_that_leaves_its_device_learns_the_same_and_holds_its_weights_at_most(runs: dict[str, Run]) -> None:
+    leaving, one = runs["leaving"], runs["one"]
+    assert _largest_difference(leaving.weights, one.weights) == 0.0
+    assert _largest_difference(leaving.resumed_weights, one.resumed_weights) == 0.0
+    told = [json.loads(line) for line in (leaving.directory / offloading_trainer.HELD).read_text().splitlines()]
+    assert {held["command"] for held in told} == {"load", "warmup", "step", "export", "finish"}
+    for held in told:
+        assert held["gradients"] == held["moments"] == 0
+        assert (held["weights"] == 0) is (held["command"] == "export")
+
+
+def test_the_port_where_ranks_meet_is_taken_before_they_are_told_to_meet(runs: dict[str, Run]) -> None:
+    assert {name: run.port for name, run in runs.items()} == dict.fromkeys(runs, errno.EADDRINUSE)
+
+
     assert measured["loss"] < measured["firstLoss"]
     assert measured["updates"] == 6
 

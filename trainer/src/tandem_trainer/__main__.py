@@ -8,6 +8,7 @@ import warnings
 from tandem_api import environment as env
 from tandem_api import logs, tls
 from tandem_api.environment import Environment
+from tandem_trainer.rendezvous import meeting_point
 from tandem_trainer.server import CommandRefused, Server, listen
 
 
@@ -19,7 +20,8 @@ def main() -> None:
     logs.configure(job=job.name, rank=int(os.environ["RANK"]))
     run_dir = environment.path(env.RUN_DIR)
     _quieten()
-    # Before the imports below, which take longer than a sidecar likes to be refused.
+    # Before the imports below, which take longer than a sidecar likes to be refused and a port stays free.
+    meeting = meeting_point()
     server = Server(listen(run_dir / f"trainer-{rank}.sock"))
 
     from tandem_api.errors import TandemError
@@ -38,7 +40,7 @@ def main() -> None:
             environment.secrets().token,
             tls.member_context(environment.tls_directory()),
         )
-        trainer = Trainer(job, places, device)
+        trainer = Trainer(job, places, device, meeting)
         try:
             recoverable = (CommandRefused, CheckpointUnreadable, parallel.CollectiveFailed, HandoffError, TandemError)
             server.serve(trainer.obey, recoverable)

@@ -2,6 +2,7 @@
 """Process groups of the ranks that torchrun started."""
 
 import os
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,7 @@ from megatron.core import parallel_state
 from tandem_api.errors import Problem, UserError
 from tandem_api.spec.hybrid import Parallelism
 from tandem_trainer.device import Device
+from tandem_trainer.rendezvous import meeting_point
 
 
 class CollectiveFailed(RuntimeError):
@@ -55,8 +57,12 @@ class Layout:
         return cls(sizes.tensor, sizes.pipeline, data, sizes.context, sizes.expert)
 
 
-def join(device: Device, sizes: Parallelism, seed: int, timeout: timedelta) -> Layout:
+def join(
+    device: Device, sizes: Parallelism, seed: int, timeout: timedelta, meeting: socket.socket | None = None
+) -> Layout:
     """Join the world that torchrun's environment names and cut it into groups; what is left over is data parallel.
+
+    ``meeting``: rank 0's :func:`.rendezvous.meeting_point`, if it has taken it; it is given away here.
 
     Joining again is nothing. A collective that takes longer than ``timeout`` fails.
 
@@ -66,13 +72,26 @@ def join(device: Device, sizes: Parallelism, seed: int, timeout: timedelta) -> L
     layout = Layout.of(sizes, int(os.environ["WORLD_SIZE"]))
     if dist.is_initialized():
         return layout
-    dist.init_process_group(device.backend, timeout=timeout)
+    store = _store(timeout, meeting or meeting_point())
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(device.backend, timeout=timeout, store=store, rank=rank, world_size=world)
     divide(layout, timeout)
     if device.accelerated:
         from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
         model_parallel_cuda_manual_seed(seed)
     return layout
+
+
+def _store(timeout: timedelta, listener: socket.socket | None) -> dist.TCPStore:
+    """What torch makes of torchrun's environment, on a socket that listens already."""
+    if listener is None:
+        place: dict[str, Any] = {"port": int(os.environ["MASTER_PORT"])}
+    else:
+        place = {"port": listener.getsockname()[1], "is_master": True, "master_listen_fd": listener.detach()}
+    return dist.TCPStore(
+        os.environ["MASTER_ADDR"], world_size=int(os.environ["WORLD_SIZE"]), timeout=timeout, multi_tenant=True, **place
+    )
 
 
 def divide(layout: Layout, timeout: timedelta) -> None:

@@ -3,6 +3,7 @@
 
 import hashlib
 import os
+import socket
 import ssl
 from dataclasses import dataclass
 from datetime import timedelta
@@ -72,12 +73,13 @@ class Trainer:
     ``_counters`` say how many iterations the weights have seen, ``_saved`` which state is on disk already.
     """
 
-    def __init__(self, job: Job, places: Places, device: Device) -> None:
+    def __init__(self, job: Job, places: Places, device: Device, meeting: socket.socket | None) -> None:
         self._job = job
         self._spec = job.spec
         self._places = places
         self._device = device
         self._local_rank = int(os.environ["LOCAL_RANK"])
+        self._meeting = meeting
         self._model_directory = model_directory(self._spec.model, places.run_dir / f"trainer-{self._local_rank}")
         self._checkpoints = Checkpoints(places.checkpoint_dir)
         self._exporter = self._make_exporter()
@@ -259,7 +261,7 @@ class Trainer:
         return Policy(
             self._hf_config(),
             getattr(torch, self._spec.model.dtype.value),
-            parallel.join(self._device, spec.parallelism, self._spec.seed, timeout),
+            parallel.join(self._device, spec.parallelism, self._spec.seed, timeout, self._meeting),
             self._device,
             spec.optimizer,
             self._spec.rollout.temperature,
