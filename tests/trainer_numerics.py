@@ -19,6 +19,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from offloading_trainer import held
 from safetensors import safe_open
 from trainer_world import batch, job_spec
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
@@ -81,6 +82,7 @@ def main(scratch: Path) -> dict[str, Any]:
             "microbatches": checks.microbatches(),
             "reset": {dtype: checks.reset(getattr(torch, dtype)) for dtype in ("float32", "bfloat16")},
             "resume": {dtype: checks.resume(getattr(torch, dtype)) for dtype in ("float32", "bfloat16")},
+            "offload": checks.offload(),
             "masters": checks.masters(),
             "unsupported": {name: checks.unsupported(*case) for name, case in UNSUPPORTED.items()},
             "layouts": {name: unsupported_layout(device, **{name: 2}) for name in ("tensor", "context", "expert")},
@@ -230,6 +232,43 @@ class Checks:
             "sameMeasured": again == expected,
             "weightDifference": _difference(through.full_weights(), resumed.full_weights()),
         }
+
+    def offload(self) -> dict[str, dict[str, Any]]:
+        """Of one that leaves its device before every iteration and one that never does: what they have in common."""
+        from tandem_trainer import offload as module
+        from tandem_trainer.weights import SeededWeights
+
+        module._PIECE = 10_007  # so that most of the content lies in several of them
+        found = {}
+        for family, dtype in (("qwen3-tied", torch.float32), ("qwen3-tied", torch.bfloat16), (EXPERTS, torch.bfloat16)):
+            config = _config(family)
+            stays, leaves = self.policy(config, dtype), self.policy(config, dtype)
+            offload = module.Offload(leaves.chunks, leaves.optimizer, self._device)
+            away, measured = [], []
+            for policy in (stays, leaves):
+                policy.load(SeededWeights(config, 3))
+            for iteration in range(3):
+                offload.leave(weights=False)
+                offload.begin()
+                probed = leaves.log_probs(PROBE) == stays.log_probs(PROBE)
+                with_weights = held(leaves)
+                offload.leave(weights=True)
+                away.append((with_weights, held(leaves)))
+                offload.come_back(training=False)
+                probed &= leaves.log_probs(PROBE) == stays.log_probs(PROBE)
+                offload.come_back(training=True)
+                offload.wait_for_state()
+                measured.append(probed and self.iterate(leaves, iteration) == self.iterate(stays, iteration))
+            found[f"{family} {dtype}"] = {
+                "away": away,
+                "of": held(leaves),
+                "same": measured,
+                "weightDifference": _difference(stays.full_weights(), leaves.full_weights()),
+                "mastersDifference": max(
+                    float((a - b).abs().max()) for a, b in zip(_masters(stays), _masters(leaves), strict=True)
+                ),
+            }
+        return found
 
     def temperature(self) -> float:
         """Log-probs at temperature 2 against those of halved logits."""

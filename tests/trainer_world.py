@@ -216,7 +216,11 @@ class World:
 
 @contextlib.contextmanager
 def running_world(
-    spec: dict[str, Any], orchestrator: Orchestrator, checkpoints: Path, ranks: int = 1
+    spec: dict[str, Any],
+    orchestrator: Orchestrator,
+    checkpoints: Path,
+    ranks: int = 1,
+    program: tuple[str, ...] = ("-m", "tandem_trainer"),
 ) -> Iterator[World]:
     """Start ``ranks`` trainer ranks of a job; they are gone when the block ends."""
     with tempfile.TemporaryDirectory() as name:
@@ -232,14 +236,14 @@ def running_world(
             "TANDEM_CHECKPOINT_DIR": str(checkpoints),
             "TANDEM_ORCHESTRATOR_URL": orchestrator.url,
             "TANDEM_LOG_FORMAT": "console",
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # as tandem_trainer.launch has it
             "OMP_NUM_THREADS": "1",
         }
         log = directory / "log"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # as tandem_trainer.launch has it
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*command, "-m", "tandem_trainer"],
+                [*command, *program],
                 env=environment,
                 stdout=output,
                 stderr=output,
@@ -251,14 +255,14 @@ def running_world(
             _stop(process)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
 def _environment(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/environ").read_text().split("\0")
 
 
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
             process.wait(20)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):

@@ -2,8 +2,12 @@
 """A trainer leaves the device to the engine and comes back, through pinned memory at the speed of the bus."""
 
 import os
+import statistics
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ import torch
 from tandem_handoff.bench import measure
 
 MIB = 2**20
+ROUNDS = 5
 
 
 def test_the_bench_measures_the_bus_and_every_step(device: torch.device) -> None:
@@ -18,6 +23,35 @@ def test_the_bench_measures_the_bus_and_every_step(device: torch.device) -> None
     for step in steps.values():
         print(f"{step.name:50} {1e3 * step.seconds:9.2f} ms {step.rate or 0:9.1f} GB/s  {step.of_limit or 0:.2f}")
     assert {"off the device into pinned memory", "back from pinned memory"} <= steps.keys()
+
+
+def seconds(action: Callable[[], object], device: torch.device) -> float:
+    torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    action()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def shares_of_the_bus(policy: Any, device: torch.device) -> tuple[float, float]:
+    """How fast a policy leaves and comes back, each as a share of one copy of as much to or from pinned memory."""
+    from tandem_trainer.megatron_fixes import parts
+
+    moved = [buffer.param_data for chunk in policy.chunks for buffer in chunk.buffers]
+    for part in parts(policy.optimizer):
+        for parameter, state in part.optimizer.state.items():
+            moved += [tensor for tensor in (parameter, *state.values()) if tensor.is_cuda]
+    there = torch.empty(sum(tensor.nbytes for tensor in moved), dtype=torch.uint8, device=device)
+    here = torch.empty_like(there, device="cpu", pin_memory=True)
+    shares = []
+    for _ in range(ROUNDS):
+        out, leaving = seconds(lambda: here.copy_(there), device), seconds(lambda: policy.offload(weights=True), device)
+        back, coming = seconds(lambda: there.copy_(here), device), seconds(policy.onload, device)
+        shares.append((out / leaving, back / coming))
+    print(f"{len(here) / 1e9:.2f} GB leave at {len(here) / leaving / 1e9:.1f} GB/s and come back at "
+          f"{len(here) / coming / 1e9:.1f}")  # fmt: skip
+    leaves, returns = (statistics.median(share) for share in zip(*shares, strict=True))
+    return leaves, returns
 
 
 def test_a_policy_that_left_the_device_comes_back_with_the_same_weights(tmp_path: Path, device: torch.device) -> None:
@@ -49,7 +83,9 @@ def test_a_policy_that_left_the_device_comes_back_with_the_same_weights(tmp_path
         left = torch.cuda.memory_allocated(device)
         policy.onload()
         after = {name: tensor.cpu() for name, tensor in policy.full_weights()}
+        leaves, returns = shares_of_the_bus(policy, device)
         parallel.leave()
+    print(f"which is {leaves:.2f} and {returns:.2f} of one copy, medians of {ROUNDS}")
     print(f"on the device {held / MIB:.0f} MiB, off it {left / MIB:.0f} MiB")
     assert left < 0.05 * held
     assert [name for name in before if not torch.equal(before[name], after[name])] == []

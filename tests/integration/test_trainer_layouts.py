@@ -40,6 +40,7 @@ class Layout:
     ranks: int = 2
     parallelism: Mapping[str, int] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
+    program: tuple[str, ...] = ("-m", "tandem_trainer")
 
 
 LAYOUTS = {
@@ -47,6 +48,7 @@ LAYOUTS = {
     "tensor": Layout("one", parallelism={"tensor": 2}),
     "pipeline": Layout("one", parallelism={"pipeline": 2}),
     "data": Layout("one"),
+    "leaving": Layout("one", ranks=1, program=(offloading_trainer.__file__,)),
     "experts on one": Layout("experts on one", ranks=1, model=EXPERTS),
     "experts on two": Layout("experts on one", parallelism={"expert": 2}, model=EXPERTS),
     "experts back on one": Layout("experts on two", ranks=1, model=EXPERTS),
@@ -62,9 +64,9 @@ class Run:
     """
 
     directory: Path
+    port: int | None
     warmup: TrainerReply
     steps: list[TrainerReply]
-    port: int | None
     weights: dict[str, torch.Tensor]
     exported: TrainerReply
     resumed: TrainerReply
@@ -87,8 +89,6 @@ def _train(world: World) -> tuple[TrainerReply, list[TrainerReply]]:
     return warmup, steps
 
 
-def _run(world: World, directory: Path, resume_from: Path) -> Run:
-    warmup, steps = _train(world)
 def _why_not_bound(port: int) -> int | None:
     """The number of the error that binding a port ends with."""
     try:
@@ -98,8 +98,10 @@ def _why_not_bound(port: int) -> int | None:
     return None
 
 
-    weights, exported = world.export(7, 3, PROBE)
+def _run(world: World, directory: Path, resume_from: Path) -> Run:
     port = _why_not_bound(world.meeting_port())
+    warmup, steps = _train(world)
+    weights, exported = world.export(7, 3, PROBE)
     world.ask(Load(epoch=8, checkpoint=str(resume_from / "iter-0000002")))
     resumed = world.ask(TrainStep(epoch=9, iteration=2, weight_version=2))
     resumed_weights, _ = world.export(10, 3)
@@ -133,7 +135,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
             directory = tmp_path_factory.mktemp(name.replace(" ", "-"))
             spec: dict[str, Any] = job_spec(parallelism=layout.parallelism) | {"checkpoint": {"keep": 2}}
             spec["model"]["source"]["random"]["config"] = CONFIG | layout.model
-            with running_world(spec, orchestrator, directory, layout.ranks) as world:
+            with running_world(spec, orchestrator, directory, layout.ranks, layout.program) as world:
                 other = directory if layout.beside == name else done[layout.beside].directory
                 run = done[name] = _run(world, directory, other)
                 if name == "one":
@@ -186,8 +188,6 @@ def test_a_checkpoint_goes_on_exactly_as_if_there_had_been_no_stop(runs: dict[st
     assert _largest_difference(one.resumed_weights, one.weights) == 0.0
 
 
-def test_the_warm_up_lowers_the_loss(runs: dict[str, Run]) -> None:
-    measured = runs["one"].warmup.measured
 def test_a_trainer_that_leaves_its_device_learns_the_same_and_holds_its_weights_at_most(runs: dict[str, Run]) -> None:
     leaving, one = runs["leaving"], runs["one"]
     assert _largest_difference(leaving.weights, one.weights) == 0.0
@@ -203,6 +203,8 @@ def test_the_port_where_ranks_meet_is_taken_before_they_are_told_to_meet(runs: d
     assert {name: run.port for name, run in runs.items()} == dict.fromkeys(runs, errno.EADDRINUSE)
 
 
+def test_the_warm_up_lowers_the_loss(runs: dict[str, Run]) -> None:
+    measured = runs["one"].warmup.measured
     assert measured["loss"] < measured["firstLoss"]
     assert measured["updates"] == 6
 

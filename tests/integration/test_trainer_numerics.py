@@ -58,6 +58,22 @@ def test_a_new_policy_resumes_from_a_checkpoint_to_the_digit(found: dict[str, An
     assert found["resume"][dtype] == {"counters": [1, 1], "sameMeasured": True, "weightDifference": 0.0}
 
 
+@pytest.mark.parametrize(
+    "model", ["qwen3-tied torch.float32", "qwen3-tied torch.bfloat16", "qwen3-experts torch.bfloat16"]
+)
+def test_a_policy_that_leaves_its_device_and_comes_back_learns_the_same_to_the_bit(
+    found: dict[str, Any], model: str
+) -> None:
+    offload = found["offload"][model]
+    for with_weights, without in offload["away"]:
+        assert with_weights["weights"] == offload["of"]["weights"]
+        assert with_weights["gradients"] == with_weights["moments"] == 0
+        assert without == {"weights": 0, "gradients": 0, "moments": 0}
+    assert min(offload["of"].values()) > 0
+    assert offload["same"] == [True] * 3
+    assert offload["weightDifference"] == offload["mastersDifference"] == 0.0
+
+
 @pytest.mark.parametrize("field", trainer_numerics.UNSUPPORTED)
 def test_a_model_that_cannot_be_served_is_refused_by_the_field_of_its_config(found: dict[str, Any], field: str) -> None:
     assert f"config.json: {field}" in found["unsupported"][field]

@@ -85,6 +85,7 @@ class _Mapping:
     def __del__(self) -> None:
         address = getattr(self, "address", None)
         if self._mapped:
+            driver.cuCtxSynchronize()  # unlike cudaFree, unmapping does not wait for what a broken handoff left running
             driver.cuMemUnmap(address, self._size)
         if address is not None:
             driver.cuMemAddressFree(address, self._size)

@@ -5,7 +5,6 @@ Megatron-core names ``cuda`` throughout. On a CPU a small function mode turns th
 everything above this module is the same code on both.
 """
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -79,42 +78,28 @@ _IN_ORDER = _NoStream()
 
 
 class Device:
-    """What a rank computes on: ``torch_device``, and how to leave it to the engine and come back.
+    """What a rank computes on. On a CPU there is one memory for all, and leaving it to the engine is nothing.
 
-    On a CPU there is one memory for all, and leaving is nothing.
+    Attributes:
+        copies: a stream for copies to and from the host.
     """
 
     def __init__(self, torch_device: torch.device) -> None:
         self.torch_device = torch_device
         self.accelerated = torch_device.type == "cuda"
+        self.copies: Any = torch.cuda.Stream(torch_device) if self.accelerated else _IN_ORDER
 
     @property
     def backend(self) -> str:
         """torch.distributed's name for what this device communicates over."""
         return "cpu:gloo,cuda:nccl" if self.accelerated else "gloo"
 
-    def offload(self, model: list[Any], optimizer: Any, *, weights: bool) -> None:
-        """Free the gradients, the optimizer's state and, if asked, the ``weights`` of this device."""
-        if not self.accelerated:
-            return
-        for chunk in model:
-            for buffer in chunk.buffers + chunk.expert_parallel_buffers:
-                buffer.offload_to_cpu(move_params=weights, move_grads=True)
-        optimizer.offload_to_cpu()
-        torch.cuda.synchronize()
-        gc.collect()
-        torch.cuda.empty_cache()
-
-    def onload(self, model: list[Any], optimizer: Any, *, training: bool) -> None:
-        """Bring the weights back, and for ``training`` the rest that :meth:`offload` moved; gradients come as zeros."""
-        if not self.accelerated:
-            return
-        for chunk in model:
-            for buffer in chunk.buffers + chunk.expert_parallel_buffers:
-                buffer.reload_from_cpu(move_params=True, move_grads=training)
-        if training:
-            optimizer.restore_from_cpu()
-        torch.cuda.synchronize()
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Enqueue on the stream of copies, after everything that the caller has enqueued so far."""
+        self.copies.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.copies):
+            yield
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from tandem_trainer.bridge import WeightSource, build_bridge, build_stage
 from tandem_trainer.device import Device
 from tandem_trainer.megatron_fixes import give_state, parts
 from tandem_trainer.microbatch import Microbatch, probe
+from tandem_trainer.offload import Offload
 from tandem_trainer.parallel import Layout, from_last_stage
 from tandem_trainer.weights import FullWeights
 
@@ -57,11 +58,19 @@ class Policy:
         self._bridge.config.finalize_model_grads_func = _finalize
         self.module = build_stage(self._bridge)
         self.chunks = [_with_ddp(self.module, dtype)]
-        self.optimizer = get_megatron_optimizer(
+        self._optimizer = get_megatron_optimizer(
             _optimizer_config(optimizer, dtype), self.chunks, use_gloo_process_groups=False
         )
-        give_state(self.optimizer)
+        give_state(self._optimizer)
+        self._offload = Offload(self.chunks, self._optimizer, device) if device.accelerated else None
         self._full_weights: FullWeights | None = None
+
+    @property
+    def optimizer(self) -> Any:
+        """Megatron's; what is enqueued after this finds its state on the device."""
+        if self._offload:
+            self._offload.wait_for_state()
+        return self._optimizer
 
     def load(self, source: WeightSource | Path) -> None:
         """Take weights from a Hugging Face directory or any other source of full tensors."""
@@ -83,11 +92,18 @@ class Policy:
 
     def offload(self, *, weights: bool) -> None:
         """Leave the device: gradients and optimizer state, and the ``weights`` too if asked."""
-        self.device.offload(self.chunks, self.optimizer, weights=weights)
+        if self._offload:
+            self._offload.leave(weights=weights)
+
+    def begin_offload(self) -> None:
+        """Begin to copy the weights to where :meth:`offload` takes them; until then they may be read."""
+        if self._offload:
+            self._offload.begin()
 
     def onload(self, *, training: bool = True) -> None:
         """Come back onto the device: the weights, and what ``training`` needs besides them."""
-        self.device.onload(self.chunks, self.optimizer, training=training)
+        if self._offload:
+            self._offload.come_back(training=training)
 
     def parameter_count(self) -> int:
         """Parameters on this rank."""

@@ -69,7 +69,8 @@ class Trainer:
 
     Life cycle: ``load`` builds the policy (once) and fills it; ``warmup`` and ``step`` change it; ``export`` shows it
     to the engine and leaves the device, as ``offload`` does, and the next command takes it again; ``checkpoint`` and
-    ``finish`` write it.
+    ``finish`` write it. Between commands the device holds the weights at most, since an engine takes memory for its own
+    before it asks for them.
     ``_counters`` say how many iterations the weights have seen, ``_saved`` which state is on disk already.
     """
 
@@ -78,8 +79,8 @@ class Trainer:
         self._spec = job.spec
         self._places = places
         self._device = device
-        self._local_rank = int(os.environ["LOCAL_RANK"])
         self._meeting = meeting
+        self._local_rank = int(os.environ["LOCAL_RANK"])
         self._model_directory = model_directory(self._spec.model, places.run_dir / f"trainer-{self._local_rank}")
         self._checkpoints = Checkpoints(places.checkpoint_dir)
         self._exporter = self._make_exporter()
@@ -90,6 +91,12 @@ class Trainer:
 
     def obey(self, command: TrainerCommand) -> TrainerReply:
         """Carry out a command."""
+        reply = self._carry_out(command)
+        if self._policy is not None:
+            self._policy.offload(weights=False)
+        return reply
+
+    def _carry_out(self, command: TrainerCommand) -> TrainerReply:
         match command:
             case Offload():
                 return self._offload()
@@ -181,7 +188,7 @@ class Trainer:
 
     def _export(self, command: Export) -> TrainerReply:
         policy = self._ready(for_training=False)
-        policy.offload(weights=False)
+        policy.begin_offload()
         probed = policy.log_probs(command.probe) if command.probe else ()
         started = perf_counter()
         reply = self._serve_weights(policy, command)
