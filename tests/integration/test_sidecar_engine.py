@@ -11,7 +11,13 @@ import pytest
 
 SERVER = """
 import os, signal, subprocess, sys
+from multiprocessing import resource_tracker, shared_memory
+from tandem_sidecar.engine_plugin.shared_memory import name_segments
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+name_segments()
+memory = shared_memory.SharedMemory(create=True, size=4096)
+resource_tracker.unregister(memory._name, "shared_memory")  # which is killed with vLLM as often as not
+print("memory", memory.name, flush=True)
 if sys.argv[1] == "core":
     worker = subprocess.Popen(["sleep", "600"])
     print("processes", os.getppid(), os.getpid(), worker.pid, flush=True)
@@ -57,11 +63,14 @@ def test_nothing_is_left_of_vllm_when_one_of_its_processes_was_killed(victim: st
     command = [sys.executable, "-c", SIDECAR, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, env=environment, text=True, **pipes) as sidecar:  # type: ignore[call-overload]
+        memory = [Path("/dev/shm", line_of(sidecar, "memory ").strip()) for _ in ("server", "core")]
         server, core, worker = map(int, line_of(sidecar, "processes").split())
+        assert [segment.stat().st_size for segment in memory] == [4096, 4096]
         os.kill(server if victim == "server" else core, signal.SIGKILL)
         assert "while it started" in line_of(sidecar, "failed")
         # Neither runs on nor is a zombie: the sidecar, which lives, has waited for each.
         left = [pid for pid in (server, core, worker) if Path(f"/proc/{pid}").exists()]
+        left += [segment for segment in memory if segment.exists()]
         sidecar.communicate("end\n")
     assert left == []
     assert sidecar.returncode == 0

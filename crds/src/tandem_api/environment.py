@@ -29,6 +29,9 @@ RENDEZVOUS = "TANDEM_RENDEZVOUS"
 LOG_FORMAT = "TANDEM_LOG_FORMAT"
 COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
 
+ENGINE_MEMORY = "TANDEM_ENGINE_MEMORY"
+"""What a sidecar tells its engine: how the names of its shared memory begin."""
+
 COLLECTOR = "OTEL_EXPORTER_OTLP_ENDPOINT"
 TRACE_COLLECTOR = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 """OpenTelemetry's own names for where traces go (docs/tracing.md)."""

@@ -2,6 +2,7 @@
 """The vLLM process: its command line, its start, its end."""
 
 import asyncio
+import hashlib
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from tandem_api.environment import Job
+from tandem_api.environment import ENGINE_MEMORY, Job
 from tandem_api.errors import MemberFailed, TryAgain
 from tandem_sidecar.engine_client import MODEL_NAME, EngineClient
 from tandem_sidecar.metrics import MemberMetrics
@@ -20,6 +21,7 @@ log = structlog.get_logger()
 _POLL = 0.25
 _STOP_SECONDS = 20.0
 _WATCH_SECONDS = 10.0
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel has it
 
 ON_CPU = ("--enforce-eager", "--no-enable-chunked-prefill")
 """vLLM's arguments without accelerators. In chunks, a prompt of a request with a seed ends vLLM: it turns the request's
@@ -69,6 +71,7 @@ class Engine:
         self._metrics = metrics
         self._model = model
         self.socket = run_dir / "engine.sock"
+        self._memory = f"t{hashlib.sha256(bytes(run_dir)).hexdigest()[:7]}_"
         self.client = EngineClient(self.socket)
         self.gone = asyncio.Event()
         self.gone.set()
@@ -87,10 +90,11 @@ class Engine:
             MemberFailed: it ended, or did not answer in ``timeout`` seconds.
         """
         self.socket.unlink(missing_ok=True)
+        self._free_memory()
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
             *arguments(self._job, self._model, self.socket),
-            env={**os.environ, **variables(self._job)},
+            env={**os.environ, **variables(self._job), ENGINE_MEMORY: self._memory},
             start_new_session=True,
         )
         self.gone.clear()
@@ -127,9 +131,15 @@ class Engine:
         status = await process.wait()
         if not await end_group(process.pid, _STOP_SECONDS):
             log.warning("vLLM's server has ended, but not all that it started", process=process.pid)
+        self._free_memory()
         self.gone.set()
         self._metrics.engine_gone()
         log.info("vLLM has ended", process=process.pid, status=status)
+
+    def _free_memory(self) -> None:
+        """What killed processes shared with each other stays until somebody frees it, for as long as the pod lives."""
+        for segment in _SHARED_MEMORY.glob(f"{self._memory}*"):
+            segment.unlink(missing_ok=True)
 
     async def stop(self) -> None:
         """End vLLM and all its processes; returns when they are gone."""

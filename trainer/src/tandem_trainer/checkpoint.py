@@ -10,6 +10,7 @@ import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch.distributed as dist
@@ -23,6 +24,7 @@ from tandem_trainer.policy import Policy
 LATEST = "latest"
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _DECISIVE = ("model_type", "vocab_size", "tie_word_embeddings", "rope_parameters", *_SIZES)
+_MOST_REASON = 1000
 _NAME = re.compile(r"iter-(\d{7,})")
 
 
@@ -89,8 +91,8 @@ class Checkpoints:
         try:
             state = dist_checkpointing.load(_sharded_state(policy, loading=True), str(path))
         except CheckpointException as error:
-            # Not a subclass of Exception: nothing else would report it.
-            raise CheckpointUnreadable(f"{path}: cannot be read: {error}") from None
+            # Not a subclass of Exception: nothing else would report it. It may list every tensor of the model.
+            raise CheckpointUnreadable(f"{path}: cannot be read: {shorten(str(error), _MOST_REASON)}") from None
         policy.module.load_state_dict(state["model_weights"], strict=False)
         megatron_fixes.load_parts(policy.optimizer, state["optimizer"], saved["optimizer"])
         megatron_fixes.separate_steps(policy.optimizer)

@@ -12,13 +12,16 @@ checked; 4. `POST /finish_weight_update {"weight_version": "5"}`; 5. `POST /coll
 "handoff_report"}`, which returns the digest of each worker.
 """
 
+from tandem_sidecar.engine_plugin.shared_memory import name_segments
+
 BACKEND = "tandem"
 
 
 def register() -> None:
-    """Adds the backend to vLLM's registry. vLLM calls it in each of its processes, in some more than once (entry
-    point group `vllm.general_plugins`).
+    """Adds the backend to vLLM's registry, and names what the process shares with others. vLLM calls it in each of its
+    processes, in some more than once (entry point group `vllm.general_plugins`).
     """
+    name_segments()
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     if BACKEND not in WeightTransferEngineFactory._registry:
