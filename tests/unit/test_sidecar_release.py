@@ -9,7 +9,7 @@ import pytest
 from orchestrator_world import make_job, prompt_file
 from structlog.testing import capture_logs
 
-from tandem_api.errors import TryAgain
+from tandem_api.errors import MemberFailed, TryAgain
 from tandem_api.messages.phases import PhaseName, PhaseRecord
 from tandem_sidecar.memory import Residuals
 from tandem_sidecar.steps import Part
@@ -32,12 +32,15 @@ class Device:
 class Engine:
     """Notes what is done to it; ``client`` is itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: Exception | None = None) -> None:
+        self._error = error
         self.running = True
         self.done: list[str] = []
         self.client = self
 
     async def sleep(self) -> None:
+        if self._error:
+            raise self._error
         self.done.append("sleep")
 
     async def stop(self) -> None:
@@ -111,6 +114,14 @@ async def test_an_engine_that_cannot_be_paused_is_stopped(tmp_path: Path) -> Non
     engine, part = Engine(), Part()
     await switch(tmp_path, engine, Device(40, 0.5), Rollouts(TryAgain("no answer"))).release(RECORD, part)
     assert engine.done == ["stop"]
+
+
+@pytest.mark.parametrize("error", [TryAgain("no answer"), MemberFailed("500: a tensor is on the meta device")])
+async def test_an_engine_that_cannot_sleep_is_stopped(tmp_path: Path, error: Exception) -> None:
+    engine, part = Engine(error), Part()
+    await switch(tmp_path, engine, Device(40, 0.5)).release(RECORD, part)
+    assert engine.done == ["stop"]
+    assert part.measured["residualBytes"] == 0.5 * GIB
 
 
 @pytest.mark.parametrize("rests", [[1.0] * 100, [1.0, 1.2] * 50, [1.0] + [1.45] * 50])

@@ -147,7 +147,7 @@ class Switch:
         part.measured["bytesBefore"] = float(self._memory.used())
         if policy is Release.SLEEP and self._engine.running:
             with part.step("sleep"):
-                await self._engine.client.sleep()
+                await self._sleep_or_stop()
         residual = self._memory.used()
         self._residuals.note(residual)
         budget = self._job.spec.engine.release_budget
@@ -165,6 +165,14 @@ class Switch:
                 )
         part.measured["residualBytes"] = float(residual)
         self._released = True
+
+    async def _sleep_or_stop(self) -> None:
+        """Put the engine to sleep. One whose update broke off half way cannot: it has no weights to let go of."""
+        try:
+            await self._engine.client.sleep()
+        except (TryAgain, MemberFailed) as error:
+            log.warning("the engine cannot sleep; it is ended", error=str(error))
+            await self._engine.stop()
 
     async def _take_device(self, record: PhaseRecord, part: Part) -> None:
         """The trainer is about to come: a part that was given up half way may have left the engine on the device."""
