@@ -63,6 +63,7 @@ def test_a_policy_that_left_the_device_comes_back_with_the_same_weights(tmp_path
     from tandem_api.spec.model import CharacterTokenizer, DType, RandomSource
     from tandem_trainer import parallel
     from tandem_trainer.device import activate
+    from tandem_trainer.microbatch import probe
     from tandem_trainer.policy import Policy
     from tandem_trainer.weights import SeededWeights
 
@@ -77,15 +78,21 @@ def test_a_policy_that_left_the_device_comes_back_with_the_same_weights(tmp_path
         hf_config = AutoConfig.from_pretrained(model)
         policy = Policy(hf_config, torch.bfloat16, layout, place, Optimizer())
         policy.load(SeededWeights(hf_config, 1))
+        policy.run(
+            [probe([3 + place % 8 for place in range(400)], device)],
+            lambda _, scores: (scores.sum(), {}),
+            forward_only=False,
+        )
+        policy.update(1e-6)
         before = {name: tensor.cpu().clone() for name, tensor in policy.full_weights()}
         held = torch.cuda.memory_allocated(device)
         policy.offload(weights=True)
-        left = torch.cuda.memory_allocated(device)
+        left, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
         policy.onload()
         after = {name: tensor.cpu() for name, tensor in policy.full_weights()}
         leaves, returns = shares_of_the_bus(policy, device)
         parallel.leave()
     print(f"which is {leaves:.2f} and {returns:.2f} of one copy, medians of {ROUNDS}")
-    print(f"on the device {held / MIB:.0f} MiB, off it {left / MIB:.0f} MiB")
+    print(f"on the device {held / MIB:.0f} MiB, off it {left / MIB:.0f} MiB in {reserved / MIB:.0f}")
     assert left < 0.05 * held
     assert [name for name in before if not torch.equal(before[name], after[name])] == []

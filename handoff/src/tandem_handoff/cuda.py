@@ -9,7 +9,7 @@ them ends.
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class CudaSegment(Segment):
     def allocate(cls, device: torch.device, nbytes: int) -> "CudaSegment":
         """New memory, its content undefined."""
         _bind_context(device)
+        torch.cuda.empty_cache()  # torch keeps what it has freed for itself
         size = _round_up(nbytes, _granularity(device))
         handle = _call(driver.cuMemCreate, size, _properties(device), 0)
         return cls(secrets.token_hex(16), nbytes, device, handle)
@@ -73,6 +74,7 @@ class _Mapping:
     def __init__(self, handle: Any, size: int, device: torch.device) -> None:
         self.handle = handle
         self._size = size
+        self._device = device
         self._mapped = False
         self.address = _call(driver.cuMemAddressReserve, size, 0, 0, 0)
         _call(driver.cuMemMap, self.address, size, 0, handle, 0)
@@ -85,7 +87,9 @@ class _Mapping:
     def __del__(self) -> None:
         address = getattr(self, "address", None)
         if self._mapped:
-            driver.cuCtxSynchronize()  # unlike cudaFree, unmapping does not wait for what a broken handoff left running
+            # Unlike cudaFree, unmapping does not wait for what a broken handoff left running.
+            with suppress(RuntimeError):
+                torch.cuda.synchronize(self._device)
             driver.cuMemUnmap(address, self._size)
         if address is not None:
             driver.cuMemAddressFree(address, self._size)

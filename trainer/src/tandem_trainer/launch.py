@@ -10,6 +10,9 @@ from tandem_api.environment import Environment
 _NO_SHARED_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """Ranks that are started anew would share the store of those before them and connect to the dead (pytorch#135712)."""
 
+_ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
+"""Else torch gives back whole segments only: a tensor that stays would keep the engine from all that lay beside it."""
+
 
 def torchrun_arguments(env: Environment, extra: list[str]) -> list[str]:
     """torchrun's command line for this pod; ``extra`` options of torchrun come last and win.
@@ -40,6 +43,7 @@ def torchrun_arguments(env: Environment, extra: list[str]) -> list[str]:
 
 def main() -> None:
     os.environ[_NO_SHARED_STORE] = "1"
+    os.environ.setdefault(_ALLOCATOR, "expandable_segments:True")
     command = [sys.executable, "-m", "torch.distributed.run", *torchrun_arguments(Environment(), sys.argv[1:])]
     os.execv(command[0], command)
 

@@ -39,17 +39,21 @@ class Parked:
         """
         if self._content:
             return
-        self._content = list(_storages(tensors))
+        content = list(_storages(tensors))
         with self._device.beside():
-            for here, there in self._places():
+            for here, there in self._places(content):
                 there.copy_(here, non_blocking=True)
+        self._content = content
 
-    def free(self) -> None:
-        """Give the memory back to the device once its content is copied."""
+    def free(self) -> bool:
+        """Give the memory back to the device once its content is copied; whether there was any."""
+        if self._away:
+            return False
         self._device.copies.synchronize()
         for content in self._content:
             content.untyped_storage().resize_(0)
-        self._away = True
+        self._away = bool(self._content)
+        return self._away
 
     def bring_back(self) -> None:
         """Take memory again and begin to fill it; :meth:`wait` before it is used."""
@@ -57,7 +61,7 @@ class Parked:
             for content in self._content:
                 content.untyped_storage().resize_(len(content))
             with self._device.beside():
-                for here, there in self._places():
+                for here, there in self._places(self._content):
                     here.copy_(there, non_blocking=True)
         self._content, self._away = [], False
 
@@ -65,10 +69,10 @@ class Parked:
         """Have what the caller enqueues next wait for all copies; the caller itself does not."""
         torch.cuda.current_stream().wait_stream(self._device.copies)
 
-    def _places(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Content and its place on the host, in slices that lie in one piece."""
+    def _places(self, contents: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Contents and their places on the host, in slices that lie in one piece."""
         place = 0
-        for content in self._content:
+        for content in contents:
             done = 0
             while done < len(content):
                 piece, start = divmod(place, _PIECE)
@@ -102,10 +106,10 @@ class Offload:
         self._state.copy_out(self._state_tensors())
         if weights:
             self.begin()
-            self._weights.free()
-        self._state.free()
-        gc.collect()
-        torch.cuda.empty_cache()
+        freed = [self._state.free(), weights and self._weights.free()]
+        if any(freed):  # for the collection takes a third of a second
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def come_back(self, *, training: bool) -> None:
         """Bring the weights back, and for ``training`` the optimizer's state, which may come while the device computes

@@ -64,7 +64,8 @@ def join(
 
     ``meeting``: rank 0's :func:`.rendezvous.meeting_point`, if it has taken it; it is given away here.
 
-    Joining again is nothing. A collective that takes longer than ``timeout`` fails.
+    Joining again is nothing. A collective that takes longer than ``timeout`` fails; ranks that come before rank 0 wait
+    for it without end, or until their sidecar ends them.
 
     Raises:
         UserError: these sizes do not divide the number of ranks, or cannot be served.

@@ -69,8 +69,8 @@ class Trainer:
 
     Life cycle: ``load`` builds the policy (once) and fills it; ``warmup`` and ``step`` change it; ``export`` shows it
     to the engine and leaves the device, as ``offload`` does, and the next command takes it again; ``checkpoint`` and
-    ``finish`` write it. Between commands the device holds the weights at most, since an engine takes memory for its own
-    before it asks for them.
+    ``finish`` write it. After a command that was done the device holds the weights at most, since an engine takes
+    memory for its own before it asks for them.
     ``_counters`` say how many iterations the weights have seen, ``_saved`` which state is on disk already.
     """
 
