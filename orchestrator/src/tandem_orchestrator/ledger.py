@@ -90,7 +90,7 @@ def timeline_lines(record: PhaseRecord, acks: Mapping[int, Ack], now: float) -> 
         {
             **common,
             "index": ack.index,
-            "start": ack.steps[0].start if ack.steps else record.started,
+            "start": record.started if ack.start is None else ack.start,
             "seconds": ack.seconds,
             "steps": [step.model_dump() for step in ack.steps],
             "measured": {name: ack.measured[name] for name in MEASURED if name in ack.measured},

@@ -11,8 +11,12 @@ from tandem_api.messages.phases import Ack, Outcome, Step
 
 @dataclass
 class Part:
-    """A member's part of one phase while it is being done: timed steps and what was measured."""
+    """A member's part of one phase while it is being done: timed steps and what was measured.
 
+    ``start`` in Unix seconds, ``began`` the same moment by the clock that does not jump.
+    """
+
+    start: float = field(default_factory=time.time)
     began: float = field(default_factory=time.monotonic)
     steps: list[Step] = field(default_factory=list)
     measured: dict[str, float] = field(default_factory=dict)
@@ -35,6 +39,7 @@ class Part:
             index=index,
             incarnation=incarnation,
             outcome=Outcome.FAILED if error else Outcome.DONE,
+            start=self.start,
             seconds=time.monotonic() - self.began,
             steps=tuple(self.steps),
             measured=self.measured,

@@ -99,6 +99,7 @@ class Outcome(StrEnum):
 class Ack(Message):
     """sidecar -> orchestrator: this member's part of an epoch is done, or failed for good.
 
+    ``start`` in Unix seconds (None: the sidecar is older and does not say), ``seconds`` from then to the ack.
     ``measured`` holds what was measured on the way, by name: bytes (``residualBytes``), losses, norms, seconds.
     ``digest`` is the manifest digest of the weights now served (Handoff); ``checkpoint`` what was saved (Train).
     """
@@ -107,6 +108,7 @@ class Ack(Message):
     index: int
     incarnation: str
     outcome: Outcome
+    start: float | None = None
     seconds: float
     steps: tuple[Step, ...] = ()
     measured: dict[str, float] = {}
