@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tandem_handoff import Exporter, Verify, drain
 from tandem_handoff.manifest import ALIGNMENT, DTYPES
+from tandem_handoff.segments import MemfdSegment
 
 TIMEOUT = 240.0
 
@@ -113,6 +114,49 @@ def test_the_digest_depends_on_version_names_and_content_but_not_on_packing(sock
     assert digest(6, tensors, 4096) != reference
     assert digest(5, changed, 4096) != reference
     assert digest(5, [("c", tensors[0][1]), tensors[1]], 4096) != reference
+
+
+class LateSegment(MemfdSegment):
+    """Memory of a device that copies when it is waited for and not before, as a GPU may."""
+
+    waits: list[str]
+
+    def __init__(self, identity: str, nbytes: int, descriptor: int) -> None:
+        super().__init__(identity, nbytes, descriptor)
+        self._asked_for = torch.zeros(nbytes, dtype=torch.uint8)
+
+    def tensor(self) -> torch.Tensor:
+        return self._asked_for
+
+    def enqueued(self) -> "LateSegment":
+        return self
+
+    def query(self) -> bool:
+        return False
+
+    def synchronize(self) -> None:
+        super().tensor().copy_(self._asked_for)
+        self.waits.append("wait")
+
+
+def test_a_device_fills_the_next_bucket_before_the_copies_into_the_last_are_waited_for(
+    socket_path: Path, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tandem_handoff.exporter.allocate", lambda device, nbytes: LateSegment.allocate(nbytes))
+    order: list[str] = []
+    monkeypatch.setattr(LateSegment, "waits", order, raising=False)
+    tensors = [(name, torch.randn(128)) for name in ("0a", "0b", "1a", "1b", "2a", "2b")]
+
+    def gather() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in tensors:
+            order.append(name)
+            yield name, tensor
+
+    peer.tell(7, TIMEOUT, None)
+    with Exporter(socket_path, 1024) as exporter:
+        exporter.export(7, gather(), TIMEOUT)
+    assert peer.reply().tensors == contents(tensors), "the importer was told of a bucket that was not filled yet"
+    assert order == ["0a", "0b", "1a", "1b", "2a", "wait", "2b", "wait", "wait"]
 
 
 def test_two_hundred_versions_reuse_the_same_memory_and_leave_no_descriptor(socket_path: Path, peer: Peer) -> None:

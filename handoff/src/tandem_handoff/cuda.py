@@ -16,7 +16,7 @@ import torch
 from cuda.bindings import driver
 
 from tandem_handoff.errors import ResourceLimitError
-from tandem_handoff.segments import Segment
+from tandem_handoff.segments import Segment, Work
 
 _POSIX = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
 
@@ -48,8 +48,8 @@ class CudaSegment(Segment):
             os.close(descriptor)
         return cls(identity, nbytes, device, handle)
 
-    def synchronize(self) -> None:
-        torch.cuda.current_stream(self._device).synchronize()
+    def enqueued(self) -> Work:
+        return torch.cuda.current_stream(self._device).record_event()
 
     @contextmanager
     def descriptor(self) -> Iterator[int]:

@@ -6,7 +6,7 @@ import socket
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +25,7 @@ from tandem_handoff.errors import (
     VersionMismatchError,
 )
 from tandem_handoff.manifest import ALIGNMENT, Bucket, Manifest, TensorEntry, Verify, field
-from tandem_handoff.segments import Segment, allocate
+from tandem_handoff.segments import Segment, Work, allocate
 
 _SLOTS = 2
 
@@ -158,8 +158,21 @@ class Exporter:
         return connection
 
 
+@dataclass(frozen=True, slots=True)
+class _Filled:
+    """A bucket that the importer has not been told of, as the copies into it may still run."""
+
+    bucket: Bucket
+    segment: Segment
+    copies: Work
+
+
 class _Stream:
-    """One version on its way to one importer."""
+    """One version on its way to one importer.
+
+    A GPU copies after it was asked to, and goes from one bucket to the next without a pause: the importer is told of a
+    bucket when the copies into it are seen to be done, and they are waited for once the next one's are enqueued.
+    """
 
     def __init__(
         self,
@@ -180,7 +193,8 @@ class _Stream:
         self._bucket_bytes = bucket_bytes
         self._device = device
         self._verify = verify
-        self._sent: list[Bucket] = []
+        self._buckets: list[Bucket] = []
+        self._filled: _Filled | None = None
         self._unreleased: deque[int] = deque()
         self._names: set[str] = set()
         self._entries: list[TensorEntry] = []
@@ -188,15 +202,16 @@ class _Stream:
         self._content: torch.Tensor | None = None
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Packs one tensor, sending the bucket first if it does not fit."""
+        """Packs one tensor, into the next bucket if it does not fit into this one."""
         if name in self._names:
             raise TensorRefusedError(name, "the trainer's export yields it twice")
         self._names.add(name)
         source = tensor.detach()
         if self._content is not None and self._used + source.nbytes > self._content.numel():
-            self._send()
+            self._end_bucket()
         if self._content is None:
             self._content = self._free_segment(source.nbytes).tensor()
+        self._announce(wait=False)
         entry = TensorEntry.of(name, source, self._used)
         place = entry.view(self._content)
         if self._verify is Verify.CHECKSUMS:
@@ -209,8 +224,9 @@ class _Stream:
     def finish(self) -> Manifest:
         """Sends what is left and waits until the importer has loaded and checked everything."""
         if self._entries:
-            self._send()
-        manifest = Manifest(self._version, tuple(self._sent))
+            self._end_bucket()
+        self._announce(wait=True)
+        manifest = Manifest(self._version, tuple(self._buckets))
         self._channel.send(
             {"type": "end", "tensors": manifest.tensors, "nbytes": manifest.nbytes, "digest": manifest.digest},
             self._deadline,
@@ -226,7 +242,7 @@ class _Stream:
         """The next slot's segment, released by the importer and large enough."""
         if len(self._unreleased) == _SLOTS:
             self._await_release()
-        slot = len(self._sent) % _SLOTS
+        slot = len(self._buckets) % _SLOTS
         segment = self._segments[slot]
         if segment is None or segment.nbytes < nbytes:
             self._segments[slot] = None  # freed before its successor is allocated
@@ -234,21 +250,33 @@ class _Stream:
             segment = self._segments[slot] = allocate(self._device, max(self._bucket_bytes, _aligned(nbytes)))
         return segment
 
-    def _send(self) -> None:
-        index = len(self._sent)
+    def _end_bucket(self) -> None:
+        self._announce(wait=True)
+        index = len(self._buckets)
         slot = index % _SLOTS
         segment = self._segments[slot]
         assert segment is not None
-        segment.synchronize()
         bucket = Bucket(index, slot, segment.nbytes, self._used, tuple(self._entries))
+        self._filled = _Filled(bucket, segment, segment.enqueued())
+        self._buckets.append(bucket)
+        self._unreleased.append(index)
+        self._entries, self._used, self._content = [], 0, None
+        self._announce(wait=False)
+
+    def _announce(self, *, wait: bool) -> None:
+        """Tells the importer of the bucket that was filled last, if the copies into it are done or shall be."""
+        if self._filled is None or not (wait or self._filled.copies.query()):
+            return
+        self._filled.copies.synchronize()
+        bucket, segment, self._filled = self._filled.bucket, self._filled.segment, None
         message = {
             "type": "bucket",
-            "index": index,
-            "slot": slot,
+            "index": bucket.index,
+            "slot": bucket.slot,
             "segment": segment.identity,
-            "capacity": segment.nbytes,
-            "nbytes": self._used,
-            "entries": [entry.to_json() for entry in self._entries],
+            "capacity": bucket.capacity,
+            "nbytes": bucket.nbytes,
+            "entries": [entry.to_json() for entry in bucket.entries],
         }
         if segment.identity in self._known:
             self._channel.send(message, self._deadline)
@@ -256,9 +284,6 @@ class _Stream:
             with segment.descriptor() as descriptor:
                 self._channel.send(message, self._deadline, descriptor)
             self._known.add(segment.identity)
-        self._sent.append(bucket)
-        self._unreleased.append(index)
-        self._entries, self._used, self._content = [], 0, None
 
     def _await_release(self) -> None:
         release = self._channel.receive(self._deadline, f"the release of bucket {self._unreleased[0]}")

@@ -96,7 +96,7 @@ class Importer:
                 yield tensors
                 tensors.clear()
                 reception.verify(bucket, segment.tensor())
-                segment.synchronize()
+                segment.enqueued().synchronize()
                 channel.send({"type": "release", "index": bucket.index}, deadline)
             _close(frame[1])
             manifest = reception.complete(frame[0])

@@ -10,13 +10,25 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from tandem_handoff.errors import ProtocolError, ResourceLimitError
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class Work(Protocol):
+    """Work that a device does after it was asked to, as a CUDA event sees it."""
+
+    def query(self) -> bool:
+        """Whether it is done."""
+        ...
+
+    def synchronize(self) -> None:
+        """Returns when it is done."""
+        ...
 
 
 class Segment(ABC):
@@ -45,9 +57,9 @@ class Segment(ABC):
         """Whether the tensor last handed out, or any view of it, is still alive in this process."""
         return self._anchor is not None and self._anchor() is not None
 
-    def synchronize(self) -> None:
-        """Returns when work enqueued on this segment's memory is done."""
-        return
+    @abstractmethod
+    def enqueued(self) -> Work:
+        """The work on this segment's memory that this thread has asked for so far."""
 
     @abstractmethod
     @contextmanager
@@ -61,6 +73,16 @@ class Segment(ABC):
     @abstractmethod
     def _wrap(self, memory: Any) -> torch.Tensor:
         """uint8 [nbytes] over the memory; its storage holds a reference to it."""
+
+
+class _Done:
+    """A CPU has done what it was asked to do."""
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        return
 
 
 class MemfdSegment(Segment):
@@ -116,6 +138,9 @@ class MemfdSegment(Segment):
                 f"a segment of {size} bytes ({'sealed' if sealed else 'not sealed'}) came, expected {nbytes}, sealed"
             )
         return cls(identity, nbytes, descriptor)
+
+    def enqueued(self) -> Work:
+        return _Done()
 
     @contextmanager
     def descriptor(self) -> Iterator[int]:
